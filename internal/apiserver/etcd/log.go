@@ -1,0 +1,74 @@
+package etcd
+
+import (
+	"context"
+	"log/slog"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// newZap gives etcd the logger that it insists on. Its Fatal and Panic end in f.
+func newZap(l *slog.Logger, f *failure) *zap.Logger {
+	return zap.New(&core{log: l.With("component", "etcd")}, zap.WithFatalHook(f), zap.WithPanicHook(f))
+}
+
+// core writes zap entries to slog.
+type core struct{ log *slog.Logger }
+
+// level: what etcd calls info is its start-up diary and is debug here. Nothing above error exists: those entries become
+// the error of Server.Err and would otherwise be said twice.
+func level(l zapcore.Level) slog.Level {
+	switch {
+	case l <= zapcore.InfoLevel:
+		return slog.LevelDebug
+	case l == zapcore.WarnLevel:
+		return slog.LevelWarn
+	default:
+		return slog.LevelError
+	}
+}
+
+// Enabled is part of zapcore.Core.
+func (c *core) Enabled(l zapcore.Level) bool {
+	return l <= zapcore.ErrorLevel && c.log.Enabled(context.Background(), level(l))
+}
+
+// With is part of zapcore.Core.
+func (c *core) With(fields []zapcore.Field) zapcore.Core {
+	return &core{log: c.log.With(args(fields)...)}
+}
+
+// Check is part of zapcore.Core.
+func (c *core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+// Write is part of zapcore.Core.
+func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	c.log.Log(context.Background(), level(e.Level), e.Message, args(fields)...)
+	return nil
+}
+
+// Sync is part of zapcore.Core.
+func (c *core) Sync() error { return nil }
+
+// args names an error "err", like every other part of the program.
+func args(fields []zapcore.Field) []any {
+	out := make([]any, 0, len(fields))
+	for _, f := range fields {
+		if err, ok := f.Interface.(error); ok && f.Type == zapcore.ErrorType {
+			out = append(out, slog.String("err", err.Error()))
+			continue
+		}
+		enc := zapcore.NewMapObjectEncoder()
+		f.AddTo(enc)
+		for k, v := range enc.Fields {
+			out = append(out, slog.Any(k, v))
+		}
+	}
+	return out
+}
