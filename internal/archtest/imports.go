@@ -88,13 +88,6 @@ func importLaws() []importLaw {
 			why:     "app and cli are the top of the tree: they import the parts, not the other way round",
 			instead: "take what you need as an argument",
 		},
-		{
-			name: "import-testkit", only: []string{"internal/testkit", "internal/dataplane/dptest", "test"},
-			banned:   []string{"./internal/testkit", "testing", "go.uber.org/goleak"},
-			untested: true,
-			why:      "product code that carries test helpers ships them",
-			instead:  "move the code to a _test.go file",
-		},
 	}
 }
 

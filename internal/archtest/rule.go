@@ -30,6 +30,7 @@ func Rules() []Rule {
 		{"line-links", lineLinks},
 		{"test-sleep", testSleeps},
 		{"registry-host", registryHosts},
+		{"import-testkit", testSupport},
 	}
 	for _, law := range importLaws() {
 		rules = append(rules, Rule{law.name, law.check})
