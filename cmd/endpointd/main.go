@@ -1,0 +1,12 @@
+// Command endpointd is Kubernetes Services and Endpoints as one small program.
+package main
+
+import (
+	"os"
+
+	"github.com/endpointd/endpointd/internal/cli"
+)
+
+func main() {
+	os.Exit(cli.Main(os.Args[1:], cli.IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
+}

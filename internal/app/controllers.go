@@ -1,0 +1,119 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/endpointd/endpointd/internal/controller/workload"
+)
+
+// Names for ServerOptions.Disable.
+const (
+	endpointsName = "endpoints"
+	mirrorName    = "mirror"
+	workloadName  = "workload"
+)
+
+// ControllerNames are what --disable-controllers takes.
+func ControllerNames() []string { return []string{endpointsName, mirrorName, workloadName} }
+
+// runner is a controller. Run returns when ctx ended and its workers have.
+type runner interface{ Run(context.Context) error }
+
+// controllers are built anew for each term of leadership; informers outlive the terms, so a standby's are warm.
+type controllers struct {
+	client    kubernetes.Interface
+	informers informers.SharedInformerFactory
+	builds    []build
+	stop      <-chan struct{} // ends the informers
+}
+
+type build struct {
+	name string
+	new  func() (runner, error)
+}
+
+// startControllers starts the informers and, when this server leads, the controllers.
+func (s *server) startControllers() error {
+	config := s.api.LoopbackConfig()
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(s.ctx))
+	c := &controllers{client: client, stop: ctx.Done(),
+		informers: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(workload.StripManagedFields))}
+	if err := s.addWorkload(c); err != nil {
+		cancel()
+		return err
+	}
+	c.informers.Start(c.stop)
+
+	var running sync.WaitGroup
+	running.Go(func() {
+		run := c.term
+		if s.store.embedded == nil {
+			// The folder's lock already makes the server of an embedded etcd the only one.
+			run = func(ctx context.Context) error { return lead(ctx, client, s.options.Logger, c.term) }
+		}
+		if err := run(s.ctx); err != nil {
+			s.fail(err)
+		}
+	})
+	s.controllers = func() {
+		running.Wait()
+		cancel()
+		c.informers.Shutdown()
+	}
+	return nil
+}
+
+func (s *server) disabled(name string) bool { return slices.Contains(s.options.Disable, name) }
+
+func (s *server) addWorkload(c *controllers) error {
+	if s.disabled(workloadName) {
+		return nil
+	}
+	w, err := workload.New(workload.Options{
+		Config: s.api.LoopbackConfig(), Informers: c.informers,
+		CAFile: s.files.CACert, ServiceAccountKeyFile: s.files.ServiceAccountKey, Logger: s.options.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	c.builds = append(c.builds, build{workloadName, func() (runner, error) { return w, nil }})
+	return nil
+}
+
+// term builds and runs all controllers until ctx ends, and returns when all have ended.
+func (c *controllers) term(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var runners []runner
+	for _, b := range c.builds {
+		r, err := b.new()
+		if err != nil {
+			return fmt.Errorf("controller %s: %w", b.name, err)
+		}
+		runners = append(runners, r)
+	}
+	c.informers.Start(c.stop) // what building asked for
+	errs := make([]error, len(runners))
+	var running sync.WaitGroup
+	for i, r := range runners {
+		running.Go(func() {
+			defer cancel() // one ends, all end
+			if err := r.Run(ctx); err != nil {
+				errs[i] = fmt.Errorf("controller %s: %w", c.builds[i].name, err)
+			}
+		})
+	}
+	running.Wait()
+	return errors.Join(errs...)
+}

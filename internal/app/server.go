@@ -1,0 +1,218 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+
+	"github.com/endpointd/endpointd/internal/apiserver"
+	"github.com/endpointd/endpointd/internal/apiserver/etcd"
+	"github.com/endpointd/endpointd/internal/apiserver/pki"
+)
+
+// ServerOptions are those of `endpointd server`.
+type ServerOptions struct {
+	DataDir string
+	// Listen is the TCP address of the API, host:port.
+	Listen string
+	// Etcd without Servers means the embedded one.
+	Etcd         etcd.External
+	ServiceCIDRs []netip.Prefix
+	NodePorts    utilnet.PortRange
+	// Disable names controllers that somebody else runs; see ControllerNames.
+	Disable []string
+	Logger  *slog.Logger
+	// Ready is called once, when the API answers.
+	Ready func(url, kubeconfig string)
+}
+
+// renewPeriod is how often a running server looks whether its certificates end soon; they are re-issued 30 days before.
+const renewPeriod = 24 * time.Hour
+
+// RunServer runs until ctx ends, and then stops everything in order. When etcd can not go on it returns at once, because
+// nothing that is left to do could be stored: the process must end then.
+func RunServer(ctx context.Context, o ServerOptions) error {
+	start := newStopwatch()
+	dir, err := openFolder(o.DataDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	listener, err := listen(o.Listen)
+	if err != nil {
+		return err
+	}
+	defer listener.Close() //nolint:errcheck // the API server has closed it, except after an error
+	bound := boundAddress(listener)
+	names, err := certNames(bound.Addr(), o.ServiceCIDRs)
+	if err != nil {
+		return err
+	}
+	start.lap("folder and port")
+
+	store, files, err := openStorage(ctx, o, dir, names)
+	if err != nil {
+		return err
+	}
+	defer store.close()
+	kubeconfig := func(f *pki.Files) error { return pki.WriteKubeconfig(dir.kubeconfig(), clientURL(bound), f) }
+	if err := kubeconfig(files); err != nil {
+		return err
+	}
+	start.lap("etcd and certificates")
+
+	s := &server{options: o, store: store, files: files}
+	defer s.work.Wait()
+	s.ctx, s.fail = context.WithCancelCause(ctx)
+	defer s.fail(nil)
+	s.work.Go(s.watchStorage)
+	if err := s.startAPI(listener); err != nil {
+		return s.stopped(err)
+	}
+	start.lap("API")
+	if err := s.startControllers(); err != nil {
+		return s.stopped(err)
+	}
+	start.lap("controllers")
+	s.work.Go(func() { s.renew(dir, names, kubeconfig) })
+	o.Logger.Info("ready", start.args()...)
+	o.Ready(clientURL(bound), dir.kubeconfig())
+
+	<-s.ctx.Done()
+	o.Logger.Info("stopping")
+	return s.stopped(nil)
+}
+
+// server is what runs. Its parts end in the order controllers, API, store.
+type server struct {
+	options ServerOptions
+	store   *storage
+	files   *pki.Files
+
+	ctx  context.Context         // ends when the caller wants it, or with the first failure as its cause
+	fail context.CancelCauseFunc // ends ctx
+	work sync.WaitGroup          // goroutines that end with ctx
+
+	api         *apiserver.Server
+	stopAPI     func() error // nil until the API was started
+	controllers func()       // stops them; nil until they were started
+}
+
+// errStorage is a failure after which waiting for anything is in vain.
+type errStorage struct{ error }
+
+func (e errStorage) Unwrap() error { return e.error }
+
+func (s *server) watchStorage() {
+	select {
+	case err := <-s.store.failed():
+		s.fail(errStorage{err})
+	case <-s.ctx.Done():
+	}
+}
+
+// startAPI returns when the API answers.
+func (s *server) startAPI(listener net.Listener) error {
+	o := s.options
+	type result struct {
+		api *apiserver.Server
+		err error
+	}
+	built := make(chan result, 1)
+	go func() {
+		api, err := apiserver.New(s.ctx, apiserver.Options{
+			Listener: listener,
+			Etcd:     apiserver.EtcdOptions{Servers: s.store.Servers, CAFile: s.store.CAFile, CertFile: s.store.CertFile, KeyFile: s.store.KeyFile},
+			Certs: apiserver.Certs{
+				CAFile: s.files.CACert, ServerCertFile: s.files.ServerCert, ServerKeyFile: s.files.ServerKey, ServiceAccountKeyFile: s.files.ServiceAccountKey,
+				NodeClientCertFile: s.files.AdminCert, NodeClientKeyFile: s.files.AdminKey,
+			},
+			ServiceCIDRs: o.ServiceCIDRs, NodePorts: o.NodePorts, Logger: o.Logger,
+		})
+		built <- result{api, err}
+	}()
+	select {
+	case r := <-built:
+		if r.err != nil {
+			return r.err
+		}
+		s.api = r.api
+	case <-s.ctx.Done():
+		// Building is quick, or stuck on a store that died.
+		if isStorage(context.Cause(s.ctx)) {
+			return context.Cause(s.ctx)
+		}
+		r := <-built
+		if r.err != nil {
+			return r.err
+		}
+		s.api = r.api
+	}
+
+	// Its own context: it outlives s.ctx by the time that the controllers take to stop.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(s.ctx))
+	done := make(chan error, 1)
+	go func() {
+		err := s.api.Run(ctx)
+		done <- err
+		if ctx.Err() == nil {
+			s.fail(fmt.Errorf("the API server ended by itself: %w", err))
+		}
+	}()
+	s.stopAPI = func() error {
+		cancel()
+		return <-done
+	}
+	select {
+	case <-s.api.Ready():
+		return nil
+	case <-s.ctx.Done():
+		return context.Cause(s.ctx)
+	}
+}
+
+// renew keeps the certificates of a long-running server valid; the API server reads them again by itself.
+func (s *server) renew(dir *folder, names pki.Options, kubeconfig func(*pki.Files) error) {
+	tick := time.NewTicker(renewPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		f, err := pki.Ensure(dir.pki(), names)
+		if err == nil {
+			err = kubeconfig(f)
+		}
+		if err != nil {
+			s.options.Logger.Error("renew certificates", "err", err)
+		}
+	}
+}
+
+// stopped stops what was started, in reverse, and returns why: err, or what ended s.ctx, or nil if it was the caller.
+func (s *server) stopped(err error) error {
+	if cause := context.Cause(s.ctx); err == nil && cause != nil && cause != context.Canceled {
+		err = cause
+	}
+	s.fail(err)
+	if isStorage(err) {
+		return err
+	}
+	if s.controllers != nil {
+		s.controllers()
+	}
+	if s.stopAPI != nil {
+		if stopErr := s.stopAPI(); err == nil {
+			err = stopErr
+		}
+	}
+	return err
+}
