@@ -281,7 +281,7 @@ func (s *Set) Done(w Write, got *discovery.EndpointSlice, err error) {
 		}
 	default:
 		if cur := s.observed[got.Name]; cur != nil {
-			if revision(cur.obj) > revision(got) {
+			if Newer(cur.obj, got) {
 				return // the watch was faster and saw a later version
 			}
 			s.unhome(cur)
@@ -350,9 +350,14 @@ func (s *Set) evict(sl *slice) {
 	s.markDirty(sl.keys)
 }
 
-// revision orders two versions of one slice.
-func revision(obj *discovery.EndpointSlice) uint64 {
-	n, _ := strconv.ParseUint(obj.ResourceVersion, 10, 64)
+// Newer reports whether a is a later version of an object than b.
+func Newer(a, b metav1.Object) bool {
+	return revision(a) > revision(b)
+}
+
+// revision orders the versions of one object.
+func revision(obj metav1.Object) uint64 {
+	n, _ := strconv.ParseUint(obj.GetResourceVersion(), 10, 64)
 	return n
 }
 

@@ -1,0 +1,173 @@
+package endpoints
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// overloadThreshold is how much more traffic than its share an endpoint may get
+// because of hints (KEP-2433, "Topology Aware Hints", 20 %).
+const overloadThreshold = 0.2
+
+// zoneShares is each zone's part of the cluster's allocatable CPU; the parts
+// add up to 1. Nil with a reason if it cannot be told.
+type zoneShares struct {
+	share   map[string]float64
+	problem string
+}
+
+// sharesOf derives the shares from the nodes that take workloads.
+func sharesOf(nodes []*corev1.Node) zoneShares {
+	milli := map[string]int64{}
+	var total int64
+	for _, n := range nodes {
+		if _, control := n.Labels["node-role.kubernetes.io/control-plane"]; control {
+			continue
+		}
+		ready := nodeReady(n.Status.Conditions)
+		if !ready {
+			continue
+		}
+		zone, cpu := n.Labels[corev1.LabelTopologyZone], n.Status.Allocatable.Cpu().MilliValue()
+		if zone == "" || cpu == 0 {
+			return zoneShares{problem: "Insufficient Node information: allocatable CPU or zone not specified on one or more nodes"}
+		}
+		milli[zone] += cpu
+		total += cpu
+	}
+	if total == 0 {
+		return zoneShares{problem: "Insufficient Node information: allocatable CPU or zone not specified on one or more nodes"}
+	}
+	if len(milli) < 2 {
+		return zoneShares{problem: "Nodes only ready in one zone"}
+	}
+	s := zoneShares{share: make(map[string]float64, len(milli))}
+	for zone, cpu := range milli {
+		s.share[zone] = float64(cpu) / float64(total)
+	}
+	return s
+}
+
+func nodeReady(conditions []corev1.NodeCondition) bool {
+	i := slices.IndexFunc(conditions, func(c corev1.NodeCondition) bool { return c.Type == corev1.NodeReady })
+	return i >= 0 && conditions[i].Status == corev1.ConditionTrue
+}
+
+func (s zoneShares) equal(o zoneShares) bool {
+	return s.problem == o.problem && maps.Equal(s.share, o.share)
+}
+
+// zoned is a ready endpoint: where it is, and for which zone it works now.
+type zoned struct {
+	name, zone string
+	hint       string // "" if none yet
+}
+
+// allocate decides for which zone each ready endpoint works, so that no zone
+// gets less than its share of CPU asks for, within the overload threshold. What
+// is allocated stays as long as that holds; else all is dealt anew: everybody
+// works for the own zone, and zones with too many give to those with too few.
+// The result has one zone for each endpoint; if hints cannot be given it is nil
+// and problem says why. Pure; the order of in does not matter.
+func allocate(in []zoned, shares zoneShares) (hint map[string]string, problem string) {
+	if shares.share == nil {
+		return nil, shares.problem
+	}
+	n, zones := len(in), len(shares.share)
+	if zones > n {
+		return nil, fmt.Sprintf("Insufficient number of endpoints (%d endpoints, %d zones)", n, zones)
+	}
+	desired, least, left := map[string]float64{}, map[string]int{}, n
+	for zone, share := range shares.share {
+		least[zone] = int(math.Ceil(share * float64(n) / (1 + overloadThreshold)))
+		desired[zone] = max(share*float64(n), float64(least[zone]))
+		left -= least[zone]
+	}
+	if left < 0 {
+		return nil, fmt.Sprintf("Unable to allocate minimum required endpoints to each zone without exceeding overload threshold (%d endpoints, %d zones)", n, zones)
+	}
+	in = slices.SortedFunc(slices.Values(in), func(a, b zoned) int { return cmp.Compare(a.name, b.name) })
+	for _, e := range in {
+		if e.zone == "" {
+			return nil, "One or more endpoints do not have a zone specified"
+		}
+	}
+	if kept := keep(in, least, left); kept != nil {
+		return kept, ""
+	}
+	return deal(in, desired), ""
+}
+
+// keep gives the present hints, and the own zone to endpoints without one, if
+// every zone has at least its least and at most left more; else nil.
+func keep(in []zoned, least map[string]int, left int) map[string]string {
+	hint, count, fresh := map[string]string{}, map[string]int{}, true
+	for _, e := range in {
+		h := e.hint
+		if _, ok := least[h]; !ok {
+			h = e.zone
+		} else {
+			fresh = false
+		}
+		hint[e.name] = h
+		count[h]++
+	}
+	if fresh {
+		return nil // nothing to keep: deal evenly rather than just well enough
+	}
+	for zone, n := range count {
+		if least, ok := least[zone]; !ok || n > least+left {
+			return nil
+		}
+	}
+	for zone, least := range least {
+		if count[zone] < least {
+			return nil
+		}
+	}
+	return hint
+}
+
+// deal gives everybody the own zone and then moves endpoints, one at a time,
+// from the zone that has most above its desired number to the one that lacks
+// most, while that brings both closer.
+func deal(in []zoned, desired map[string]float64) map[string]string {
+	hint, of := map[string]string{}, map[string][]string{} // zone → endpoints that work for it, in order
+	for _, e := range in {
+		hint[e.name] = e.zone
+		of[e.zone] = append(of[e.zone], e.name)
+	}
+	zones := slices.Sorted(maps.Keys(desired))
+	for zone := range of {
+		if _, ok := desired[zone]; !ok { // a zone whose nodes are all gone or not ready
+			zones = append(zones, zone)
+		}
+	}
+	slices.Sort(zones)
+	excess := func(zone string) float64 { return float64(len(of[zone])) - desired[zone] }
+	for {
+		giver, taker := zones[0], zones[0]
+		for _, zone := range zones {
+			if excess(zone) > excess(giver) {
+				giver = zone
+			}
+			if excess(zone) < excess(taker) {
+				taker = zone
+			}
+		}
+		give, take := excess(giver), -excess(taker)
+		_, alive := desired[giver]
+		if len(of[giver]) == 0 || give <= 0 || alive && (give < 1 && take < 1 || give < 0.5 || take < 0.5) {
+			return hint
+		}
+		moved := of[giver][len(of[giver])-1]
+		of[giver] = of[giver][:len(of[giver])-1]
+		of[taker] = append(of[taker], moved)
+		hint[moved] = taker
+	}
+}
