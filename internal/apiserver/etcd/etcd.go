@@ -28,12 +28,10 @@ import (
 const (
 	dirMode = 0o700
 
-	// sun_path holds 108 bytes with the closing NUL (unix(7)); "peer.sock" is the longer of the two names, and
-	// Go refuses what does not fit.
+	// sun_path holds 108 bytes with the closing NUL (unix(7)).
 	maxSocketPath = 107
 
 	clientSocket = "client.sock"
-	peerSocket   = "peer.sock"
 )
 
 // Options of an embedded etcd.
@@ -186,9 +184,11 @@ func config(dir, sockets string) *embed.Config {
 	// The default of 2 GB is for a quorum of small machines; 8 GB is etcd's recommended maximum.
 	cfg.QuotaBackendBytes = 8 << 30
 	client := url.URL{Scheme: "unix", Path: filepath.Join(sockets, clientSocket)}
-	peer := url.URL{Scheme: "unix", Path: filepath.Join(sockets, peerSocket)}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	// No peers, no listener: for one, etcd would ignore the path and make an abstract socket that every user can reach.
+	// The advertised URL is only a name in the membership.
+	cfg.ListenPeerUrls = nil
+	cfg.AdvertisePeerUrls = []url.URL{{Scheme: "unix", Host: "no-peers"}}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	return cfg
 }

@@ -79,8 +79,42 @@ func TestOnlyTheOwnerCanReachIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	if info.Mode().Perm() != 0o700 {
-		t.Errorf("%s has mode %v, want 0700: the sockets lie in it", dir, info.Mode().Perm())
+		t.Errorf("%s has mode %v, want 0700: the socket lies in it", dir, info.Mode().Perm())
 	}
+	if n := len(listeners(t)); n != 1 {
+		t.Errorf("%d listeners, want 1: the client socket; got %v", n, listeners(t))
+	}
+}
+
+// listeners are the addresses of all listening sockets of this process: unix paths, abstract names as @…, TCP as tcp.
+func listeners(t *testing.T) []string {
+	t.Helper()
+	ours := map[string]bool{} // inode → is open here
+	fds, err := filepath.Glob("/proc/self/fd/*")
+	check(t, err)
+	for _, fd := range fds {
+		if target, err := os.Readlink(fd); err == nil && strings.HasPrefix(target, "socket:[") {
+			ours[strings.Trim(target, "socket:[]")] = true
+		}
+	}
+	var out []string
+	for file, inode := range map[string]int{"unix": 6, "tcp": 9, "tcp6": 9} {
+		text, err := os.ReadFile("/proc/self/net/" + file)
+		check(t, err)
+		for _, line := range strings.Split(string(text), "\n") {
+			f := strings.Fields(line)
+			if len(f) <= inode || !ours[f[inode]] {
+				continue
+			}
+			// SO_ACCEPTCON is a flag in field 4 of unix; 0A is LISTEN in field 4 of tcp.
+			if file == "unix" && f[3] == "00010000" {
+				out = append(out, f[len(f)-1])
+			} else if file != "unix" && f[3] == "0A" {
+				out = append(out, "tcp")
+			}
+		}
+	}
+	return out
 }
 
 func TestReadyQuickly(t *testing.T) {
