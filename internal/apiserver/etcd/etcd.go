@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/etcd/server/v3/embed"
 )
@@ -49,6 +50,7 @@ type Server struct {
 	etcd     *embed.Etcd
 	failure  *failure
 	sockets  *os.File // the folder of the sockets, when their path must go through it; else nil
+	serving  atomic.Bool // ready, and not told to close
 	close    sync.Once
 }
 
@@ -66,7 +68,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return nil, err
 	}
 	cfg := config(o.Dir, base)
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(o.Logger, s.failure))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(o.Logger, s.failure, &s.serving))
 	s.endpoint = cfg.ListenClientUrls[0].String()
 
 	// etcd reports what it cannot survive through its logger, from any goroutine; the hook in failure parks that goroutine, so
@@ -94,6 +96,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	}
 	select {
 	case <-s.etcd.Server.ReadyNotify():
+		s.serving.Store(true)
 		return s, nil
 	case err := <-s.failure.errc:
 		return nil, err
@@ -120,6 +123,7 @@ func (s *Server) Close() {
 		if s.failure.failed() {
 			return
 		}
+		s.serving.Store(false)
 		s.etcd.Close()
 		s.releaseSockets()
 	})

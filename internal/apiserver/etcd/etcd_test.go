@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -65,6 +67,24 @@ func TestStartKeepsWritesOverRestart(t *testing.T) {
 				s.Close()
 			}
 		})
+	}
+}
+
+// What etcd says at every start and stop is for debugging; between, its warnings count.
+func TestLogLevels(t *testing.T) {
+	var log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	s, err := Start(t.Context(), Options{Dir: filepath.Join(t.TempDir(), "etcd"), Logger: logger})
+	check(t, err)
+	s.Close()
+	if log.Len() > 0 {
+		t.Errorf("a start and a stop say:\n%s", &log)
+	}
+	var serving atomic.Bool
+	serving.Store(true)
+	newZap(logger, newFailure("/data"), &serving).Warn("slow fdatasync", zap.Duration("took", time.Second), zap.Error(syscall.EIO))
+	if got, want := log.String(), `level=WARN msg="slow fdatasync" component=etcd took=1s err="input/output error"`; !strings.Contains(got, want) {
+		t.Errorf("got %s want %s in it", got, want)
 	}
 }
 
@@ -214,7 +234,7 @@ func TestExplain(t *testing.T) {
 // A Fatal of etcd must neither exit nor return: after it, nothing may be acknowledged.
 func TestFatalParksAndReportsOnce(t *testing.T) {
 	f := newFailure("/data")
-	l := newZap(slog.New(slog.DiscardHandler), f)
+	l := newZap(slog.New(slog.DiscardHandler), f, new(atomic.Bool))
 	returned := make(chan struct{})
 	for range 2 {
 		go func() {

@@ -3,24 +3,29 @@ package etcd
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
 
-// newZap gives etcd the logger that it insists on. Its Fatal and Panic end in f.
-func newZap(l *slog.Logger, f *failure) *zap.Logger {
-	return zap.New(&core{log: l.With("component", "etcd")}, zap.WithFatalHook(f), zap.WithPanicHook(f))
+// newZap gives etcd the logger that it insists on. Its Fatal and Panic end in f. While serving is false everything is debug:
+// etcd warns at every start of what a single member can't have, and calls every closed listener an error.
+func newZap(l *slog.Logger, f *failure, serving *atomic.Bool) *zap.Logger {
+	return zap.New(&core{log: l.With("component", "etcd"), serving: serving}, zap.WithFatalHook(f), zap.WithPanicHook(f))
 }
 
 // core writes zap entries to slog.
-type core struct{ log *slog.Logger }
+type core struct {
+	log     *slog.Logger
+	serving *atomic.Bool
+}
 
 // level: what etcd calls info is its start-up diary and is debug here. Nothing above error exists: those entries become
 // the error of Server.Err and would otherwise be said twice.
-func level(l zapcore.Level) slog.Level {
+func (c *core) level(l zapcore.Level) slog.Level {
 	switch {
-	case l <= zapcore.InfoLevel:
+	case l <= zapcore.InfoLevel || !c.serving.Load():
 		return slog.LevelDebug
 	case l == zapcore.WarnLevel:
 		return slog.LevelWarn
@@ -31,12 +36,12 @@ func level(l zapcore.Level) slog.Level {
 
 // Enabled is part of zapcore.Core.
 func (c *core) Enabled(l zapcore.Level) bool {
-	return l <= zapcore.ErrorLevel && c.log.Enabled(context.Background(), level(l))
+	return l <= zapcore.ErrorLevel && c.log.Enabled(context.Background(), c.level(l))
 }
 
 // With is part of zapcore.Core.
 func (c *core) With(fields []zapcore.Field) zapcore.Core {
-	return &core{log: c.log.With(args(fields)...)}
+	return &core{log: c.log.With(args(fields)...), serving: c.serving}
 }
 
 // Check is part of zapcore.Core.
@@ -49,7 +54,7 @@ func (c *core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Checked
 
 // Write is part of zapcore.Core.
 func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	c.log.Log(context.Background(), level(e.Level), e.Message, args(fields)...)
+	c.log.Log(context.Background(), c.level(e.Level), e.Message, args(fields)...)
 	return nil
 }
 
