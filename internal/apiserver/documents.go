@@ -33,7 +33,7 @@ type documents struct {
 // custom resources to them, which is the aggregator's work upstream.
 func (s *Server) installDocuments(v2 *common.Config, v3 *common.OpenAPIV3Config) error {
 	crd := s.crds.GenericAPIServer
-	d := &documents{v2: v2, v3: v3, routes: append(routesOf(s.generic), routesOf(crd)...)}
+	d := &documents{v2: v2, v3: v3, routes: routesOf(s.generic, crd)}
 	// Made anew on the first request; until then server-side apply has what it needs of them.
 	v3.Definitions = nil
 	mux := s.generic.Handler.NonGoRestfulMux
@@ -63,9 +63,19 @@ func (s *Server) installDocuments(v2 *common.Config, v3 *common.OpenAPIV3Config)
 	return nil
 }
 
-// routesOf are the web services of a server, without those that both have.
-func routesOf(g *genericapiserver.GenericAPIServer) []*restful.WebService {
-	return g.Handler.GoRestfulContainer.RegisteredWebServices()
+// routesOf are the web services of the servers; of those that all have, such as /version, the first one's.
+func routesOf(servers ...*genericapiserver.GenericAPIServer) []*restful.WebService {
+	var services []*restful.WebService
+	seen := map[string]bool{}
+	for _, g := range servers {
+		for _, ws := range g.Handler.GoRestfulContainer.RegisteredWebServices() {
+			if !seen[ws.RootPath()] {
+				seen[ws.RootPath()] = true
+				services = append(services, ws)
+			}
+		}
+	}
+	return services
 }
 
 // documentPath is where a document is found under /openapi/v3.

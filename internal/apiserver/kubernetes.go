@@ -163,8 +163,13 @@ func (w *withoutAddress) ReconcileEndpoints(service string, _ net.IP, ports []co
 	return err
 }
 
-// RemoveEndpoints answers as upstream when there was nothing to remove.
+// RemoveEndpoints has nothing to remove. The caller logs that as an error at the end and its opposite at the start.
 func (w *withoutAddress) RemoveEndpoints(service string, _ net.IP, _ []corev1.EndpointPort) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stopped {
+		return nil
+	}
 	return storage.NewKeyNotFoundError(service, 0)
 }
 
