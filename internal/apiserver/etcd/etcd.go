@@ -49,7 +49,7 @@ type Server struct {
 	endpoint string
 	etcd     *embed.Etcd
 	failure  *failure
-	sockets  *os.File // the folder of the sockets, when their path must go through it; else nil
+	sockets  *os.File    // the folder of the sockets, when their path must go through it; else nil
 	serving  atomic.Bool // ready, and not told to close
 	close    sync.Once
 }
