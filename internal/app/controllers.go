@@ -63,7 +63,7 @@ func (s *server) startControllers() error {
 			run = func(ctx context.Context) error { return lead(ctx, client, s.options.Logger, c.term) }
 		}
 		if err := run(s.ctx); err != nil {
-			s.fail(err)
+			s.fail(errFailed{err})
 		}
 	})
 	s.controllers = func() {

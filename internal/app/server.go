@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -104,6 +105,11 @@ type server struct {
 	controllers func()       // stops them; nil until they were started
 }
 
+// errFailed ends s.ctx with a reason of ours. The caller's end has a cause, too: the signal.
+type errFailed struct{ error }
+
+func (e errFailed) Unwrap() error { return e.error }
+
 // errStorage is a failure after which waiting for anything is in vain.
 type errStorage struct{ error }
 
@@ -112,7 +118,7 @@ func (e errStorage) Unwrap() error { return e.error }
 func (s *server) watchStorage() {
 	select {
 	case err := <-s.store.failed():
-		s.fail(errStorage{err})
+		s.fail(errFailed{errStorage{err}})
 	case <-s.ctx.Done():
 	}
 }
@@ -162,7 +168,7 @@ func (s *server) startAPI(listener net.Listener) error {
 		err := s.api.Run(ctx)
 		done <- err
 		if ctx.Err() == nil {
-			s.fail(fmt.Errorf("the API server ended by itself: %w", err))
+			s.fail(errFailed{fmt.Errorf("the API server ended by itself: %w", err)})
 		}
 	}()
 	s.stopAPI = func() error {
@@ -199,20 +205,25 @@ func (s *server) renew(dir *folder, names pki.Options, kubeconfig func(*pki.File
 
 // stopped stops what was started, in reverse, and returns why: err, or what ended s.ctx, or nil if it was the caller.
 func (s *server) stopped(err error) error {
-	if cause := context.Cause(s.ctx); err == nil && cause != nil && cause != context.Canceled {
-		err = cause
+	var failed errFailed
+	if errors.As(context.Cause(s.ctx), &failed) && !errors.As(err, new(errStorage)) {
+		err = failed.error
+	} else if s.ctx.Err() != nil {
+		err = nil // whatever it is, it comes from being told to stop
 	}
-	s.fail(err)
+	s.fail(nil)
 	if isStorage(err) {
 		return err
 	}
 	if s.controllers != nil {
 		s.controllers()
+		s.options.Logger.Debug("controllers stopped")
 	}
 	if s.stopAPI != nil {
 		if stopErr := s.stopAPI(); err == nil {
 			err = stopErr
 		}
+		s.options.Logger.Debug("API stopped")
 	}
 	return err
 }
