@@ -6,7 +6,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/apis/apiserver"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
@@ -78,35 +77,27 @@ func newAuthenticator(ca dynamiccertificates.CAContentProvider, keys serviceacco
 	return union.NewFailOnError(known, anonymous.NewAuthenticator(conditions)), nil
 }
 
-// tokenObjects looks up what a token is bound to, for serviceaccount.ServiceAccountTokenGetter. It reads from the
-// API's watch cache, and from etcd when an object is not there yet. Upstream keeps informers of all Pods, Secrets
-// and Nodes for this, a second copy of everything in memory.
+// tokenObjects looks up what a token is bound to, for serviceaccount.ServiceAccountTokenGetter. It reads from etcd, so
+// a token ends with its object; tokenCacheTTL bounds the cost. Upstream keeps informers of all Pods, Secrets and
+// Nodes for this: a second copy of everything in memory, and a moment behind.
 type tokenObjects struct {
 	client kubernetes.Interface // must not authenticate with a ServiceAccount token, or lookups recurse
 }
 
-func lookup[T any](ctx context.Context, get func(context.Context, string, metav1.GetOptions) (T, error), name string) (T, error) {
-	obj, err := get(ctx, name, metav1.GetOptions{ResourceVersion: "0"})
-	if apierrors.IsNotFound(err) {
-		return get(ctx, name, metav1.GetOptions{})
-	}
-	return obj, err
-}
-
 func (t tokenObjects) GetServiceAccount(ctx context.Context, namespace, name string) (*corev1.ServiceAccount, error) {
-	return lookup(ctx, t.client.CoreV1().ServiceAccounts(namespace).Get, name)
+	return t.client.CoreV1().ServiceAccounts(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
 func (t tokenObjects) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
-	return lookup(ctx, t.client.CoreV1().Pods(namespace).Get, name)
+	return t.client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
 func (t tokenObjects) GetSecret(ctx context.Context, namespace, name string) (*corev1.Secret, error) {
-	return lookup(ctx, t.client.CoreV1().Secrets(namespace).Get, name)
+	return t.client.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
 func (t tokenObjects) GetNode(ctx context.Context, name string) (*corev1.Node, error) {
-	return lookup(ctx, t.client.CoreV1().Nodes().Get, name)
+	return t.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 }
 
 func (t tokenObjects) GetValidatingWebhookConfiguration(ctx context.Context, name string) (*validatingWebhook, error) {
