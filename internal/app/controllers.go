@@ -55,6 +55,7 @@ func (s *server) startControllers() error {
 	}
 	c.informers.Start(c.stop)
 
+	terms, endTerms := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	running.Go(func() {
 		run := c.term
@@ -62,11 +63,12 @@ func (s *server) startControllers() error {
 			// The folder's lock already makes the server of an embedded etcd the only one.
 			run = func(ctx context.Context) error { return lead(ctx, client, s.options.Logger, c.term) }
 		}
-		if err := run(s.ctx); err != nil {
+		if err := run(terms); err != nil {
 			s.fail(errFailed{err})
 		}
 	})
 	s.controllers = func() {
+		endTerms()
 		running.Wait()
 		cancel()
 		c.informers.Shutdown()

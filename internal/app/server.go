@@ -8,12 +8,14 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"github.com/endpointd/endpointd/internal/apiserver"
 	"github.com/endpointd/endpointd/internal/apiserver/etcd"
+	_ "github.com/endpointd/endpointd/internal/apiserver/etcd/quiet" // before the API server's packages are initialized
 	"github.com/endpointd/endpointd/internal/apiserver/pki"
 )
 
@@ -55,7 +57,7 @@ func RunServer(ctx context.Context, o ServerOptions) error {
 	if err != nil {
 		return err
 	}
-	start.lap("folder and port")
+	start.lap("folder")
 
 	store, files, err := openStorage(ctx, o, dir, names)
 	if err != nil {
@@ -66,7 +68,7 @@ func RunServer(ctx context.Context, o ServerOptions) error {
 	if err := kubeconfig(files); err != nil {
 		return err
 	}
-	start.lap("etcd and certificates")
+	start.lap("storage")
 
 	s := &server{options: o, store: store, files: files}
 	defer s.work.Wait()
@@ -76,7 +78,7 @@ func RunServer(ctx context.Context, o ServerOptions) error {
 	if err := s.startAPI(listener); err != nil {
 		return s.stopped(err)
 	}
-	start.lap("API")
+	start.lap("api")
 	if err := s.startControllers(); err != nil {
 		return s.stopped(err)
 	}
@@ -86,6 +88,7 @@ func RunServer(ctx context.Context, o ServerOptions) error {
 	o.Ready(clientURL(bound), dir.kubeconfig())
 
 	<-s.ctx.Done()
+	s.stopping.Store(true)
 	o.Logger.Info("stopping")
 	return s.stopped(nil)
 }
@@ -99,6 +102,8 @@ type server struct {
 	ctx  context.Context         // ends when the caller wants it, or with the first failure as its cause
 	fail context.CancelCauseFunc // ends ctx
 	work sync.WaitGroup          // goroutines that end with ctx
+
+	stopping atomic.Bool // set before the first part is stopped
 
 	api         *apiserver.Server
 	stopAPI     func() error // nil until the API was started
@@ -139,7 +144,8 @@ func (s *server) startAPI(listener net.Listener) error {
 				CAFile: s.files.CACert, ServerCertFile: s.files.ServerCert, ServerKeyFile: s.files.ServerKey, ServiceAccountKeyFile: s.files.ServiceAccountKey,
 				NodeClientCertFile: s.files.AdminCert, NodeClientKeyFile: s.files.AdminKey,
 			},
-			ServiceCIDRs: o.ServiceCIDRs, NodePorts: o.NodePorts, Logger: o.Logger,
+			ServiceCIDRs: o.ServiceCIDRs, NodePorts: o.NodePorts,
+			Logger: slog.New(hush{o.Logger.Handler(), &s.stopping}),
 		})
 		built <- result{api, err}
 	}()
@@ -163,24 +169,45 @@ func (s *server) startAPI(listener net.Listener) error {
 
 	// Its own context: it outlives s.ctx by the time that the controllers take to stop.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(s.ctx))
-	done := make(chan error, 1)
+	done := make(chan struct{})
+	var ended error
 	go func() {
-		err := s.api.Run(ctx)
-		done <- err
+		defer close(done)
+		ended = s.api.Run(ctx)
 		if ctx.Err() == nil {
-			s.fail(errFailed{fmt.Errorf("the API server ended by itself: %w", err)})
+			s.fail(errFailed{fmt.Errorf("the API server ended by itself: %w", ended)})
 		}
 	}()
 	s.stopAPI = func() error {
 		cancel()
-		return <-done
+		<-done
+		return ended
 	}
+	return s.awaitAPI(done)
+}
+
+// startGrace is for the API server to get ready when it was told to stop before.
+const startGrace = 10 * time.Second
+
+// awaitAPI returns when the API answers. It also does so after s.ctx ended, for a short time: upstream's start hooks exit the
+// process when they are interrupted.
+func (s *server) awaitAPI(done <-chan struct{}) error {
 	select {
 	case <-s.api.Ready():
 		return nil
 	case <-s.ctx.Done():
+	}
+	if isStorage(context.Cause(s.ctx)) {
 		return context.Cause(s.ctx)
 	}
+	grace := time.NewTimer(startGrace)
+	defer grace.Stop()
+	select {
+	case <-s.api.Ready():
+	case <-done:
+	case <-grace.C:
+	}
+	return context.Cause(s.ctx)
 }
 
 // renew keeps the certificates of a long-running server valid; the API server reads them again by itself.
@@ -211,19 +238,20 @@ func (s *server) stopped(err error) error {
 	} else if s.ctx.Err() != nil {
 		err = nil // whatever it is, it comes from being told to stop
 	}
+	s.stopping.Store(true)
 	s.fail(nil)
 	if isStorage(err) {
 		return err
 	}
 	if s.controllers != nil {
 		s.controllers()
-		s.options.Logger.Debug("controllers stopped")
+		s.options.Logger.Debug("stopped", "part", "controllers")
 	}
 	if s.stopAPI != nil {
 		if stopErr := s.stopAPI(); err == nil {
 			err = stopErr
 		}
-		s.options.Logger.Debug("API stopped")
+		s.options.Logger.Debug("stopped", "part", "api")
 	}
 	return err
 }

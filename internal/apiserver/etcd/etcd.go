@@ -22,6 +22,7 @@ import (
 	"regexp"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 )
@@ -33,6 +34,9 @@ const (
 	maxSocketPath = 107
 
 	clientSocket = "client.sock"
+
+	// A new etcd complains about its missing storage version until its monitor has written one, every 4 s.
+	settling = 5 * time.Second
 )
 
 // Options of an embedded etcd.
@@ -50,7 +54,8 @@ type Server struct {
 	etcd     *embed.Etcd
 	failure  *failure
 	sockets  *os.File    // the folder of the sockets, when their path must go through it; else nil
-	serving  atomic.Bool // ready, and not told to close
+	serving  atomic.Bool // settled, and not told to close
+	settled  *time.Timer // sets serving; nil before etcd was ready
 	close    sync.Once
 }
 
@@ -96,7 +101,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	}
 	select {
 	case <-s.etcd.Server.ReadyNotify():
-		s.serving.Store(true)
+		s.settled = time.AfterFunc(settling, func() { s.serving.Store(true) })
 		return s, nil
 	case err := <-s.failure.errc:
 		return nil, err
@@ -122,6 +127,9 @@ func (s *Server) Close() {
 	s.close.Do(func() {
 		if s.failure.failed() {
 			return
+		}
+		if s.settled != nil {
+			s.settled.Stop()
 		}
 		s.serving.Store(false)
 		s.etcd.Close()
