@@ -81,12 +81,7 @@ func start(dir, listen string, on *fixture, change func(*Options)) (*fixture, er
 		return nil, err
 	}
 	f.addr = listener.Addr().String()
-	o := Options{
-		Listener: listener, Etcd: EtcdOptions{Servers: f.etcd.Endpoints()},
-		Certs:        Certs{CAFile: f.files.CACert, ServerCertFile: f.files.ServerCert, ServerKeyFile: f.files.ServerKey, ServiceAccountKeyFile: f.files.ServiceAccountKey},
-		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")},
-		Logger:       slog.New(slog.NewTextHandler(f.log, nil)),
-	}
+	o := f.options(listener)
 	if change != nil {
 		change(&o)
 	}
@@ -113,6 +108,16 @@ func start(dir, listen string, on *fixture, change func(*Options)) (*fixture, er
 		return nil, fmt.Errorf("ended before it was ready: %w", err)
 	case <-time.After(30 * time.Second):
 		return nil, errors.Join(fmt.Errorf("not ready after 30 s; log:\n%s", f.log), f.stop())
+	}
+}
+
+// options are those of a dual-stack server on f's etcd.
+func (f *fixture) options(listener net.Listener) Options {
+	return Options{
+		Listener: listener, Etcd: EtcdOptions{Servers: f.etcd.Endpoints()},
+		Certs:        Certs{CAFile: f.files.CACert, ServerCertFile: f.files.ServerCert, ServerKeyFile: f.files.ServerKey, ServiceAccountKeyFile: f.files.ServiceAccountKey},
+		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")},
+		Logger:       slog.New(slog.NewTextHandler(f.log, nil)),
 	}
 }
 

@@ -15,7 +15,8 @@ func systemNamespaces() []string {
 	return []string{"default", "kube-system", "kube-public", "kube-node-lease"}
 }
 
-// hooks registers the controllers that belong to the API itself. What a hook does before it returns gates readiness.
+// hooks registers the controllers that belong to the API itself. What a hook does before it returns gates readiness;
+// none returns an error, for upstream would end the process.
 func (b *builder) hooks() error {
 	s := b.server
 	background := func(f func(context.Context)) genericapiserver.PostStartHookFunc {
@@ -49,12 +50,15 @@ func (b *builder) hooks() error {
 			defaultservicecidr.NewController(ipNet(cidrs[0]), second, b.client).Start(ctx)
 			return nil
 		},
-		"service-allocations": func(ctx genericapiserver.PostStartHookContext) error { return b.core.allocators.start(ctx, s.spawn) },
-		"storage-readiness":   s.generic.StorageReadinessHook.Hook,
-		"system-namespaces":   background(func(ctx context.Context) { namespaces.Run(ctx.Done()) }),
-		"crd-discovery":       background(func(ctx context.Context) { groups.run(ctx, s.log) }),
-		"rbac-roles":          background(func(ctx context.Context) { roles.reconcile(ctx, b.client, s.log) }),
-		"kubernetes-service":  background(func(ctx context.Context) { kubernetes.Start(ctx.Done()) }),
+		"service-allocations": func(ctx genericapiserver.PostStartHookContext) error {
+			b.core.allocators.start(ctx, s.spawn)
+			return nil
+		},
+		"storage-readiness":  s.generic.StorageReadinessHook.Hook,
+		"system-namespaces":  background(func(ctx context.Context) { namespaces.Run(ctx.Done()) }),
+		"crd-discovery":      background(func(ctx context.Context) { groups.run(ctx, s.log) }),
+		"rbac-roles":         background(func(ctx context.Context) { roles.reconcile(ctx, b.client, s.log) }),
+		"kubernetes-service": background(func(ctx context.Context) { kubernetes.Start(ctx.Done()) }),
 	} {
 		if err := s.generic.AddPostStartHook(name, hook); err != nil {
 			return err

@@ -47,9 +47,9 @@ func (b *builder) kubernetesService() (*kubernetesservice.Controller, error) {
 	var reconciler reconcilers.EndpointReconciler
 	address, err := advertised(b.options)
 	if err == nil {
-		reconciler = &firstPorts{EndpointReconciler: reconcilers.NewLeaseEndpointReconciler(adapter, leases)}
+		reconciler = &announced{EndpointReconciler: reconcilers.NewLeaseEndpointReconciler(adapter, leases), leases: leases}
 	} else {
-		b.options.Logger.Info("service default/kubernetes has no endpoint of this server", "reason", err.Error())
+		b.options.Logger.Info("service default/kubernetes has no endpoint of this server", "component", "apiserver", "reason", err.Error())
 		reconciler = &withoutAddress{adapter: adapter, leases: leases}
 	}
 	_, port, err := b.config.SecureServing.HostPort()
@@ -94,19 +94,32 @@ func advertised(o Options) (netip.Addr, error) {
 	return addr, nil
 }
 
-// firstPorts corrects the port once per start. Upstream never does, so that a server which died and came back on
-// another port would be announced with the old one for ever.
-type firstPorts struct {
+// announced is the upstream lease reconciler, started right after a server that did not end cleanly.
+type announced struct {
 	reconcilers.EndpointReconciler
-	done atomic.Bool
+	leases reconcilers.Leases
+	done   atomic.Bool // the first reconciliation
 }
 
-func (f *firstPorts) ReconcileEndpoints(service string, ip net.IP, ports []corev1.EndpointPort, reconcilePorts bool) error {
-	err := f.EndpointReconciler.ReconcileEndpoints(service, ip, ports, reconcilePorts || !f.done.Load())
+// ReconcileEndpoints corrects the port once per start. Upstream never does, so that a server which died and came back
+// on another port would be announced with the old one for ever.
+func (a *announced) ReconcileEndpoints(service string, ip net.IP, ports []corev1.EndpointPort, reconcilePorts bool) error {
+	err := a.EndpointReconciler.ReconcileEndpoints(service, ip, ports, reconcilePorts || !a.done.Load())
 	if err == nil {
-		f.done.Store(true)
+		a.done.Store(true)
 	}
 	return err
+}
+
+// RemoveEndpoints is called first at the start, for what an earlier run left. When that is all there is, upstream
+// refuses, and logs an error at each start after a crash; it will be right again when this server is ready.
+func (a *announced) RemoveEndpoints(service string, ip net.IP, ports []corev1.EndpointPort) error {
+	if !a.done.Load() {
+		if addresses, err := a.leases.ListLeases(); err == nil && slices.Equal(addresses, []string{ip.String()}) {
+			return storage.NewKeyNotFoundError(service, 0)
+		}
+	}
+	return a.EndpointReconciler.RemoveEndpoints(service, ip, ports)
 }
 
 // withoutAddress is the upstream lease reconciler for a server that has no address to announce: it makes sure that

@@ -2,7 +2,6 @@ package apiserver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -25,11 +24,19 @@ type Server struct {
 	informers informers.SharedInformerFactory
 	log       *slog.Logger
 	ready     chan struct{}
-	work      sync.WaitGroup // what spawn started
+
+	mu      sync.Mutex // guards stopped, and work against a start after the wait
+	stopped bool
+	work    sync.WaitGroup // what spawn started
 }
 
-// shutdownGrace is how long Run waits for open watches, then for connections, to end by themselves.
-const shutdownGrace = 2 * time.Second
+const (
+	// shutdownGrace is how long Run waits for open watches, then for connections, to end by themselves.
+	shutdownGrace = 2 * time.Second
+	// startGrace is how long Run goes on starting when ctx ends before it is ready. Upstream ends the process, with a
+	// dump of all goroutines, when it is interrupted in a post-start hook.
+	startGrace = 5 * time.Second
+)
 
 // New composes a server. It talks to etcd, so that a wrong address is an error here and not a server that never gets
 // ready, and it starts what caches etcd; Run serves. ctx bounds New only.
@@ -64,26 +71,51 @@ func (s *Server) LoopbackConfig() *rest.Config {
 }
 
 // Run serves until ctx ends, then takes this server out of the endpoints of the kubernetes Service, lets requests
-// finish, and returns when what it started has ended. It is called once.
+// finish, and returns when what it started has ended; clients that keep their connection cost about a second. It is
+// called once and owns the listener.
 func (s *Server) Run(ctx context.Context) error {
 	prepared := s.generic.PrepareRun()
-
-	running, cancel := context.WithCancel(ctx)
-	defer cancel()
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	s.spawn(func() { s.watchReady(running) })
-	err := prepared.RunWithContext(ctx)
-	cancel()
+	s.spawn(func() {
+		defer stop()
+		select {
+		case <-ctx.Done():
+		case <-running.Done():
+			return
+		}
+		select {
+		case <-s.ready:
+		case <-time.After(startGrace):
+		}
+	})
+	err := prepared.RunWithContext(running)
+	stop()
 	s.informers.Shutdown()
 	s.crds.Informers.Shutdown()
-	s.work.Wait()
-	if err != nil && !errors.Is(err, context.Canceled) {
+	s.wait()
+	if err != nil {
 		return fmt.Errorf("api server: %w", err)
 	}
 	return nil
 }
 
-// spawn runs f; Run waits for it.
-func (s *Server) spawn(f func()) { s.work.Go(f) }
+// spawn runs f; Run waits for it. Once Run is at its end nothing starts any more.
+func (s *Server) spawn(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stopped {
+		s.work.Go(f)
+	}
+}
+
+func (s *Server) wait() {
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
+	s.work.Wait()
+}
 
 // watchReady closes s.ready when /readyz is good. Upstream has no signal for the end of all post-start hooks, only
 // the handler; it is asked directly, without a connection, so asking often costs next to nothing.
