@@ -100,7 +100,7 @@ func allocate(in []zoned, shares zoneShares) (hint map[string]string, problem st
 	if kept := keep(in, least, left); kept != nil {
 		return kept, ""
 	}
-	return deal(in, desired), ""
+	return deal(in, desired, least), ""
 }
 
 // keep gives the present hints, and the own zone to endpoints without one, if
@@ -133,41 +133,54 @@ func keep(in []zoned, least map[string]int, left int) map[string]string {
 	return hint
 }
 
-// deal gives everybody the own zone and then moves endpoints, one at a time,
+// deal gives everybody the own zone and then moves endpoints one at a time:
+// first from where most can be spared to where fewer than the least are, then
 // from the zone that has most above its desired number to the one that lacks
 // most, while that brings both closer.
-func deal(in []zoned, desired map[string]float64) map[string]string {
+func deal(in []zoned, desired map[string]float64, least map[string]int) map[string]string {
 	hint, of := map[string]string{}, map[string][]string{} // zone → endpoints that work for it, in order
+	for zone := range desired {
+		of[zone] = nil
+	}
 	for _, e := range in {
 		hint[e.name] = e.zone
 		of[e.zone] = append(of[e.zone], e.name)
 	}
-	zones := slices.Sorted(maps.Keys(desired))
-	for zone := range of {
-		if _, ok := desired[zone]; !ok { // a zone whose nodes are all gone or not ready
-			zones = append(zones, zone)
-		}
-	}
-	slices.Sort(zones)
-	excess := func(zone string) float64 { return float64(len(of[zone])) - desired[zone] }
-	for {
-		giver, taker := zones[0], zones[0]
+	zones := slices.Sorted(maps.Keys(of))
+	// extremes gives the zones with the most and the fewest endpoints beyond a
+	// number; zones whose nodes are all gone or not ready need none.
+	extremes := func(beyond func(zone string) float64) (most, fewest string, give, take float64) {
+		give, take = math.Inf(-1), math.Inf(-1)
 		for _, zone := range zones {
-			if excess(zone) > excess(giver) {
-				giver = zone
+			n := float64(len(of[zone])) - beyond(zone)
+			if n > give {
+				most, give = zone, n
 			}
-			if excess(zone) < excess(taker) {
-				taker = zone
+			if _, alive := desired[zone]; alive && -n > take {
+				fewest, take = zone, -n
 			}
 		}
-		give, take := excess(giver), -excess(taker)
-		_, alive := desired[giver]
-		if len(of[giver]) == 0 || give <= 0 || alive && (give < 1 && take < 1 || give < 0.5 || take < 0.5) {
+		return most, fewest, give, take
+	}
+	move := func(from, to string) {
+		last := len(of[from]) - 1
+		moved := of[from][last]
+		of[from], of[to] = of[from][:last], append(of[to], moved)
+		hint[moved] = to
+	}
+	for {
+		most, fewest, _, lack := extremes(func(zone string) float64 { return float64(least[zone]) })
+		if lack <= 0 {
+			break
+		}
+		move(most, fewest)
+	}
+	for {
+		most, fewest, give, take := extremes(func(zone string) float64 { return desired[zone] })
+		_, alive := desired[most]
+		if give <= 0 || alive && (give < 1 && take < 1 || give < 0.5 || take < 0.5) {
 			return hint
 		}
-		moved := of[giver][len(of[giver])-1]
-		of[giver] = of[giver][:len(of[giver])-1]
-		of[taker] = append(of[taker], moved)
-		hint[moved] = taker
+		move(most, fewest)
 	}
 }

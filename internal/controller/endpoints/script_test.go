@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/kubernetes/scheme"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/ptr"
 
@@ -92,9 +93,15 @@ type world struct {
 	heard map[types.UID]string // object → resourceVersion that the controller's handler was told
 }
 
-func newWorld(t testing.TB, objs ...runtime.Object) *world {
-	w := &world{t: t, api: controllertest.NewAPI(objs...), wrote: map[string]int{}, events: record.NewFakeRecorder(1000)}
+// newWorld starts a controller on an empty API; reactors see its writes first.
+func newWorld(t testing.TB, reactors ...clienttesting.ReactionFunc) *world {
+	w := &world{t: t, api: controllertest.NewAPI(), wrote: map[string]int{}, events: record.NewFakeRecorder(1000)}
 	w.user, w.ours = w.api.Client(), w.api.Client()
+	for _, react := range reactors {
+		for _, verb := range []string{"create", "update", "delete"} {
+			w.ours.PrependReactor(verb, "*", react)
+		}
+	}
 	w.start()
 	return w
 }
@@ -190,8 +197,16 @@ func (w *world) applyYAML(data []byte) {
 	}
 }
 
-// apply creates or replaces an object.
+// apply creates or replaces an object, and waits for what comes of it, so that
+// the number of writes is always the same.
 func (w *world) apply(obj runtime.Object) {
+	w.t.Helper()
+	w.put(obj)
+	w.settle()
+}
+
+// put creates or replaces an object.
+func (w *world) put(obj runtime.Object) {
 	w.t.Helper()
 	ctx := context.Background()
 	const ns = "default"
@@ -234,7 +249,6 @@ func (w *world) apply(obj runtime.Object) {
 		w.t.Fatalf("a script cannot apply %T", obj)
 	}
 	w.must(err)
-	w.settle() // one by one, so that the number of writes is always the same
 }
 
 // defaultService does what the API server would (spec §3.3 "defaults").
