@@ -48,12 +48,12 @@ func Main(args []string, streams IO) int {
 	text := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 	var usage usageError
 	if parsed && !errors.As(err, &usage) {
-		fmt.Fprintf(streams.Err, "endpointd: %s\n", text) //nolint:errcheck // nowhere to report it
+		fmt.Fprintf(streams.Err, "endpointd: %s\n", text)
 		return exitFailure
 	}
 	// Cobra suggests similar commands in further lines; the first says it all.
 	text, _, _ = strings.Cut(text, "; ; ")
-	fmt.Fprintf(streams.Err, "endpointd: %s: see %s --help\n", text, cmd.CommandPath()) //nolint:errcheck // nowhere to report it
+	fmt.Fprintf(streams.Err, "endpointd: %s: see %s --help\n", text, cmd.CommandPath())
 	return exitUsage
 }
 

@@ -89,7 +89,7 @@ func serve(ctx context.Context, o app.ServerOptions) error {
 func (f *serverFlags) options(streams IO) (app.ServerOptions, error) {
 	o := app.ServerOptions{DataDir: f.dataDir, Listen: f.listen, Etcd: f.etcd, Disable: f.disable}
 	o.Ready = func(url, kubeconfig string) {
-		fmt.Fprintf(streams.Out, "endpointd is ready: %s, kubeconfig %s\n", url, kubeconfig) //nolint:errcheck // the server runs all the same
+		fmt.Fprintf(streams.Out, "endpointd is ready: %s, kubeconfig %s\n", url, kubeconfig)
 	}
 	if f.dataDir == "" {
 		return o, flagError("data-dir", "must not be empty")

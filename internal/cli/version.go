@@ -39,5 +39,5 @@ func kubernetesVersion() string {
 			}
 		}
 	}
-	return "unknown"
+	return "v" + kubeversion.DefaultKubeBinaryVersion // a test binary
 }
