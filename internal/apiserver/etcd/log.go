@@ -22,10 +22,10 @@ type core struct {
 }
 
 // level: what etcd calls info is its start-up diary and is debug here. Nothing above error exists: those entries become
-// the error of Server.Err and would otherwise be said twice.
-func (c *core) level(l zapcore.Level) slog.Level {
+// the error of Server.Err and would otherwise be said twice, as would what bbolt says before it returns an error.
+func (c *core) level(logger string, l zapcore.Level) slog.Level {
 	switch {
-	case l <= zapcore.InfoLevel || !c.serving.Load():
+	case l <= zapcore.InfoLevel || !c.serving.Load() || logger == "bbolt":
 		return slog.LevelDebug
 	case l == zapcore.WarnLevel:
 		return slog.LevelWarn
@@ -36,7 +36,7 @@ func (c *core) level(l zapcore.Level) slog.Level {
 
 // Enabled is part of zapcore.Core.
 func (c *core) Enabled(l zapcore.Level) bool {
-	return l <= zapcore.ErrorLevel && c.log.Enabled(context.Background(), c.level(l))
+	return l <= zapcore.ErrorLevel && c.log.Enabled(context.Background(), c.level("", l))
 }
 
 // With is part of zapcore.Core.
@@ -46,7 +46,7 @@ func (c *core) With(fields []zapcore.Field) zapcore.Core {
 
 // Check is part of zapcore.Core.
 func (c *core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Enabled(e.Level) {
+	if e.Level <= zapcore.ErrorLevel && c.log.Enabled(context.Background(), c.level(e.LoggerName, e.Level)) {
 		return ce.AddCore(e, c)
 	}
 	return ce
@@ -54,7 +54,7 @@ func (c *core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Checked
 
 // Write is part of zapcore.Core.
 func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	c.log.Log(context.Background(), c.level(e.Level), e.Message, args(fields)...)
+	c.log.Log(context.Background(), c.level(e.LoggerName, e.Level), e.Message, args(fields)...)
 	return nil
 }
 
