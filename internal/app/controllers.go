@@ -7,9 +7,16 @@ import (
 	"slices"
 	"sync"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
 
+	"github.com/endpointd/endpointd/internal/controller/endpoints"
+	"github.com/endpointd/endpointd/internal/controller/mirror"
 	"github.com/endpointd/endpointd/internal/controller/workload"
 )
 
@@ -31,6 +38,7 @@ type controllers struct {
 	client    kubernetes.Interface
 	informers informers.SharedInformerFactory
 	builds    []build
+	events    record.EventBroadcaster
 	stop      <-chan struct{} // ends the informers
 }
 
@@ -47,12 +55,15 @@ func (s *server) startControllers() error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(s.ctx))
-	c := &controllers{client: client, stop: ctx.Done(),
+	events := record.NewBroadcaster(record.WithContext(ctx))
+	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	c := &controllers{client: client, events: events, stop: ctx.Done(),
 		informers: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(workload.StripManagedFields))}
 	if err := s.addWorkload(c); err != nil {
 		cancel()
 		return err
 	}
+	s.addEndpoints(c)
 	c.informers.Start(c.stop)
 
 	terms, endTerms := context.WithCancel(ctx)
@@ -70,6 +81,7 @@ func (s *server) startControllers() error {
 	s.controllers = func() {
 		endTerms()
 		running.Wait()
+		events.Shutdown()
 		cancel()
 		c.informers.Shutdown()
 	}
@@ -93,6 +105,36 @@ func (s *server) addWorkload(c *controllers) error {
 	return nil
 }
 
+// addEndpoints adds our own controllers. They are built in each term, and listen only during it.
+func (s *server) addEndpoints(c *controllers) {
+	recorder := func(component string) record.EventRecorder {
+		return c.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})
+	}
+	if !s.disabled(endpointsName) {
+		c.warm(c.informers.Core().V1().Nodes().Informer(), c.informers.Core().V1().Pods().Informer())
+		c.builds = append(c.builds, build{endpointsName, func() (runner, error) {
+			return endpoints.New(endpoints.Options{
+				Client: c.client, Informers: c.informers, Recorder: recorder("endpoints-controller"), Logger: s.options.Logger,
+			}), nil
+		}})
+	}
+	if !s.disabled(mirrorName) {
+		c.builds = append(c.builds, build{mirrorName, func() (runner, error) {
+			return mirror.New(mirror.Options{
+				Client: c.client, Informers: c.informers, Recorder: recorder("endpointslice-mirroring-controller"), Logger: s.options.Logger,
+			}), nil
+		}})
+	}
+	if !s.disabled(endpointsName) || !s.disabled(mirrorName) {
+		core := c.informers.Core().V1()
+		c.warm(core.Services().Informer(), core.Endpoints().Informer(), c.informers.Discovery().V1().EndpointSlices().Informer())
+	}
+}
+
+// warm names informers that are to run from the start: a standby's caches are full when its term begins. (Asking the factory
+// for an informer is what makes it start.)
+func (*controllers) warm(...cache.SharedIndexInformer) {}
+
 // term builds and runs all controllers until ctx ends, and returns when all have ended.
 func (c *controllers) term(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -111,7 +153,7 @@ func (c *controllers) term(ctx context.Context) error {
 	for i, r := range runners {
 		running.Go(func() {
 			defer cancel() // one ends, all end
-			if err := r.Run(ctx); err != nil {
+			if err := r.Run(ctx); err != nil && ctx.Err() == nil {
 				errs[i] = fmt.Errorf("controller %s: %w", c.builds[i].name, err)
 			}
 		})

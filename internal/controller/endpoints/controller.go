@@ -85,7 +85,7 @@ type Controller struct {
 	log      *slog.Logger
 	workers  int
 	queue    workqueue.TypedRateLimitingInterface[types.NamespacedName]
-	synced   []cache.InformerSynced
+	handlers []handler
 	busy     atomic.Int32       // reconciles under way
 	heard    func(old, now any) // nil but in tests: called when a handler is done with an event
 
@@ -97,6 +97,12 @@ type Controller struct {
 	states map[types.NamespacedName]*service // Service → state; its content belongs to the worker that holds the key
 	auto   map[types.NamespacedName]struct{} // Services whose hints depend on all nodes
 	shares zoneShares
+}
+
+// handler is one registration with an informer.
+type handler struct {
+	informer cache.SharedIndexInformer
+	reg      cache.ResourceEventHandlerRegistration
 }
 
 // inbox is what happened to a Service since it was last reconciled.
@@ -163,15 +169,20 @@ func (c *Controller) listen(inf cache.SharedIndexInformer, changed func(old, now
 	if err != nil { // only on an informer that has been stopped
 		panic(fmt.Sprintf("endpoints: listen on a stopped informer: %v", err))
 	}
-	c.synced = append(c.synced, reg.HasSynced)
+	c.handlers = append(c.handlers, handler{inf, reg})
 	return inf.GetStore()
 }
 
-// Run reconciles until ctx ends and returns when its workers have ended. It
-// may be called once.
+// Run reconciles until ctx ends, and returns when its workers have ended and
+// the informers have forgotten the controller. It may be called once.
 func (c *Controller) Run(ctx context.Context) error {
+	defer c.stopListening()
 	defer c.queue.ShutDown()
-	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
+	var synced []cache.DoneChecker
+	for _, h := range c.handlers {
+		synced = append(synced, h.reg.HasSyncedChecker())
+	}
+	if !cache.WaitFor(ctx, "", synced...) {
 		return ctx.Err()
 	}
 	var wg sync.WaitGroup
@@ -185,6 +196,14 @@ func (c *Controller) Run(ctx context.Context) error {
 	c.queue.ShutDown()
 	wg.Wait()
 	return ctx.Err()
+}
+
+func (c *Controller) stopListening() {
+	for _, h := range c.handlers {
+		if err := h.informer.RemoveEventHandler(h.reg); err != nil {
+			c.log.Warn("stop listening", "err", err)
+		}
+	}
 }
 
 func (c *Controller) next(ctx context.Context) bool {
