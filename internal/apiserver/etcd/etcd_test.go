@@ -123,7 +123,7 @@ func listeners(t *testing.T) []string {
 	for file, inode := range map[string]int{"unix": 6, "tcp": 9, "tcp6": 9} {
 		text, err := os.ReadFile("/proc/self/net/" + file)
 		check(t, err)
-		for _, line := range strings.Split(string(text), "\n") {
+		for line := range strings.Lines(string(text)) {
 			f := strings.Fields(line)
 			if len(f) <= inode || !ours[f[inode]] {
 				continue

@@ -54,7 +54,7 @@ func (c *core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Checked
 
 // Write is part of zapcore.Core.
 func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	c.log.Log(context.Background(), c.level(e.LoggerName, e.Level), e.Message, args(fields)...)
+	c.log.Log(context.Background(), c.level(e.LoggerName, e.Level), e.Message, args(fields)...) //nolint:sloglint // the message is etcd's
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,14 +22,14 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/endpointd/endpointd/internal/app"
+	"github.com/endpointd/endpointd/internal/apiserver"
+	"github.com/endpointd/endpointd/internal/apiserver/etcd"
+	"github.com/endpointd/endpointd/internal/apiserver/pki"
 	"github.com/endpointd/endpointd/internal/controller/workload"
 	"github.com/endpointd/endpointd/internal/testkit"
 )
@@ -40,7 +41,7 @@ const patience = 30 * time.Second
 var api struct {
 	config *rest.Config
 	client kubernetes.Interface
-	dir    string
+	files  *pki.Files
 }
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
@@ -53,28 +54,58 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a test's folder
 	ctx, cancel := context.WithCancel(context.Background())
-	ready, done := make(chan string, 1), make(chan error, 1)
-	go func() {
-		done <- app.RunServer(ctx, app.ServerOptions{
-			DataDir: dir, Listen: "127.0.0.1:0", Disable: app.ControllerNames(), Logger: slog.New(slog.DiscardHandler),
-			ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, NodePorts: utilnet.PortRange{Base: 30000, Size: 2768},
-			Ready: func(_, kubeconfig string) { ready <- kubeconfig },
-		})
-	}()
-	defer func() { cancel(); <-done }()
-	select {
-	case kubeconfig := <-ready:
-		api.config, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
-	case err = <-done:
-		done <- nil
-	}
+	defer cancel()
+	stop, err := start(ctx, dir)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start the API server:", err)
 		return 1
 	}
-	api.config.QPS, api.config.WarningHandler, api.dir = -1, rest.NoWarnings{}, dir
+	code := m.Run()
+	cancel()
+	if err := stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "stop the API server:", err)
+		return 1
+	}
+	return code
+}
+
+// start returns when the API answers; stop, after ctx has ended, when everything is down.
+func start(ctx context.Context, dir string) (stop func() error, err error) {
+	store, err := etcd.Start(ctx, etcd.Options{Dir: filepath.Join(dir, "etcd")})
+	if err != nil {
+		return nil, err
+	}
+	loopback := netip.MustParseAddr("127.0.0.1")
+	if api.files, err = pki.Ensure(filepath.Join(dir, "pki"), pki.Options{IPs: []netip.Addr{loopback}}); err != nil {
+		return nil, err
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	server, err := apiserver.New(ctx, apiserver.Options{
+		Listener: listener, Etcd: apiserver.EtcdOptions{Servers: store.Endpoints()},
+		Certs: apiserver.Certs{CAFile: api.files.CACert, ServerCertFile: api.files.ServerCert, ServerKeyFile: api.files.ServerKey,
+			ServiceAccountKeyFile: api.files.ServiceAccountKey},
+		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+	})
+	if err != nil {
+		return nil, err
+	}
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+	select {
+	case <-server.Ready():
+	case err := <-done:
+		return nil, err
+	}
+	api.config = server.LoopbackConfig()
 	api.client = kubernetes.NewForConfigOrDie(api.config)
-	return m.Run()
+	return func() error {
+		err := <-done
+		store.Close()
+		return err
+	}, nil
 }
 
 // controllers are like those of a server: built once, with informers that outlive the terms.
@@ -83,7 +114,7 @@ func controllers(t *testing.T) *workload.Controllers {
 	f := informers.NewSharedInformerFactoryWithOptions(api.client, 0, informers.WithTransform(workload.StripManagedFields))
 	c, err := workload.New(workload.Options{
 		Config: api.config, Informers: f, Logger: slog.New(slog.DiscardHandler),
-		CAFile: filepath.Join(api.dir, "pki", "ca.crt"), ServiceAccountKeyFile: filepath.Join(api.dir, "pki", "serviceaccount.key"),
+		CAFile: api.files.CACert, ServiceAccountKeyFile: api.files.ServiceAccountKey,
 	})
 	check(t, err)
 	stop := make(chan struct{})
