@@ -304,11 +304,9 @@ func (c *Controller) take(key types.NamespacedName, create bool) (*state, map[st
 	return c.states[key], in
 }
 
-// drop forgets a Service's state, unless there is news about it.
+// drop forgets a Service's state. News about it begin a new one.
 func (c *Controller) drop(key types.NamespacedName) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.inbox[key]) == 0 {
-		delete(c.states, key)
-	}
+	delete(c.states, key)
 }

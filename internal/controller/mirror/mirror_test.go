@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -257,6 +258,7 @@ func TestTransitions(t *testing.T) {
 				if after := w.api.Revision(); after != before {
 					t.Errorf("the next controller wrote: revision %s became %s", before, after)
 				}
+				w.writes(0, 0, 0)
 			}, service(), endpoints("a:80 | 10.0.0.1"))
 		})
 	}
@@ -367,17 +369,19 @@ func TestMoreThanASliceHoldsAreSpread(t *testing.T) {
 func TestFailedWritesAreTriedAgainLaterEachTime(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		var at []time.Duration
-		begin, broken := time.Now(), true
+		begin := time.Now()
+		var broken atomic.Bool
+		broken.Store(true)
 		w.fail("create", func(clienttesting.Action) error {
 			at = append(at, time.Since(begin))
-			if broken {
+			if broken.Load() {
 				return errors.New("out of order")
 			}
 			return nil
 		})
 		w.put(endpoints("a:80 | 10.0.0.1"))
 		w.pass(400 * time.Second)
-		broken = false
+		broken.Store(false)
 		w.pass(100 * time.Second)
 		var seconds []int
 		for _, d := range at {
@@ -390,7 +394,8 @@ func TestFailedWritesAreTriedAgainLaterEachTime(t *testing.T) {
 		w.want(oneSlice)
 		w.writer.ClearActions()
 		// It went well, so the next failure begins with 1 s again.
-		broken, at, begin = true, nil, time.Now()
+		broken.Store(true)
+		at = nil
 		w.deleteSlice(w.mirrored()[0].Name)
 		w.pass(2 * time.Second)
 		if len(at) != 2 {
@@ -402,7 +407,7 @@ func TestFailedWritesAreTriedAgainLaterEachTime(t *testing.T) {
 func TestConflictIsPutRight(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		first := true
-		w.fail("update", func(a clienttesting.Action) error {
+		w.fail("update", func(clienttesting.Action) error {
 			if !first {
 				return nil
 			}
@@ -421,7 +426,7 @@ func TestConflictIsPutRight(t *testing.T) {
 
 func TestSliceDeletedDuringAWriteIsMadeAnew(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
-		w.fail("update", func(a clienttesting.Action) error {
+		w.fail("update", func(clienttesting.Action) error {
 			w.deleteSlice(w.mirrored()[0].Name)
 			return nil // and the API answers that there is none
 		})
@@ -429,6 +434,26 @@ func TestSliceDeletedDuringAWriteIsMadeAnew(t *testing.T) {
 		w.want("IPv4 a:80 | 10.0.0.2")
 		w.writes(2, 1, 0)
 	}, service(), endpoints("a:80 | 10.0.0.1"))
+}
+
+// An admission webhook may store something else than was sent.
+func TestRewrittenSliceIsPutRight(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		first := true
+		w.fail("create", func(a clienttesting.Action) error {
+			s := a.(clienttesting.CreateAction).GetObject().(*discovery.EndpointSlice)
+			if first {
+				s.Endpoints = append(s.Endpoints, discovery.Endpoint{Addresses: []string{"10.9.9.9", "10.9.9.8"}})
+			}
+			first = false
+			return nil
+		})
+		w.put(endpoints("a:80 | 10.0.0.1 10.0.0.2"))
+		w.want("IPv4 a:80 | 10.0.0.1 10.0.0.2")
+		w.writes(1, 1, 0)
+		w.editEndpoints(func(ep *corev1.Endpoints) { ep.Subsets = subsets("a:80 | 10.0.0.2 | 10.0.0.1") })
+		w.want("IPv4 a:80 | 10.0.0.1! 10.0.0.2")
+	}, service())
 }
 
 func TestGarbageCollectorIsFaster(t *testing.T) {
@@ -440,6 +465,9 @@ func TestGarbageCollectorIsFaster(t *testing.T) {
 		w.deleteEndpoints()
 		w.pass(time.Hour)
 		w.want()
+		if n := w.warnings.Load(); n != 0 {
+			t.Errorf("%d lines were logged about what is no trouble", n)
+		}
 		w.writes(1, 0, 1)
 		if n := len(w.ctl.states); n != 0 {
 			t.Errorf("%d states are left", n)
@@ -479,19 +507,45 @@ func TestChangesDuringAWriteGoIntoTheNextTogether(t *testing.T) {
 }
 
 func TestMissedEvents(t *testing.T) {
+	named := func(name string) (*corev1.Service, *corev1.Endpoints) {
+		svc, ep := service(), endpoints("a:80 | 10.0.0.1")
+		svc.Name, ep.Name, svc.UID, ep.UID = name, name, "", ""
+		return svc, ep
+	}
+	var objs []runtime.Object
+	for _, name := range []string{"no-service", "no-endpoints", "no-slice", "endpoints-later"} {
+		svc, ep := named(name)
+		objs = append(objs, svc)
+		if name != "endpoints-later" {
+			objs = append(objs, ep)
+		}
+	}
 	run(t, func(t *testing.T, w *world) {
-		w.put(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "other"}})
-		w.settle()
-		// Everything happens while the informers' connections are broken.
-		w.deleteSlice(w.mirrored()[0].Name)
-		w.deleteService()
-		ep := endpoints("a:80 | 10.0.0.9")
-		ep.Name, ep.UID = "other", "other"
+		w.want(oneSlice, oneSlice, oneSlice)
+		// All of this happens while the informers' connections are broken.
+		ctx := t.Context()
+		errs := []error{
+			w.user.CoreV1().Services("default").Delete(ctx, "no-service", metav1.DeleteOptions{}),
+			w.user.CoreV1().Endpoints("default").Delete(ctx, "no-endpoints", metav1.DeleteOptions{}),
+			w.user.DiscoveryV1().EndpointSlices("default").DeleteCollection(ctx, metav1.DeleteOptions{},
+				metav1.ListOptions{LabelSelector: discovery.LabelServiceName + "=no-slice"}),
+		}
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+		_, ep := named("endpoints-later")
 		w.put(ep)
 		w.api.Compact()
 		w.pass(10 * time.Minute)
-		w.want("IPv4 a:80 | 10.0.0.9")
-	}, service(), endpoints("a:80 | 10.0.0.1"))
+		w.want(oneSlice, oneSlice)
+		of := map[string]bool{}
+		for _, s := range w.all() {
+			of[s.Labels[discovery.LabelServiceName]] = true
+		}
+		if !of["no-slice"] || !of["endpoints-later"] {
+			t.Errorf("slices of %v", of)
+		}
+	}, objs...)
 }
 
 func TestRunEndsCleanly(t *testing.T) {
@@ -572,6 +626,15 @@ func TestStatesAreForgotten(t *testing.T) {
 		w.settle()
 		if n := len(w.ctl.states); n != 0 {
 			t.Errorf("%d states for a Service with a selector", n)
+		}
+		// One that has nothing to mirror when it gets a selector loses it.
+		w.editEndpoints(func(ep *corev1.Endpoints) { ep.Subsets = nil })
+		w.editService(func(s *corev1.Service) { s.Spec.Selector = nil })
+		w.settle()
+		w.editService(selector)
+		w.settle()
+		if n := len(w.ctl.states); n != 0 {
+			t.Errorf("%d states for a Service with nothing to mirror", n)
 		}
 	}, service(), endpoints("a:80 | 10.0.0.1"))
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,11 +42,27 @@ type world struct {
 	ctl      *Controller
 	factory  informers.SharedInformerFactory
 	events   chan string
+	warnings atomic.Int32                      // lines logged, but for debug
 	mu       sync.Mutex                        // guards seen
 	seen     map[runtime.Object]runtime.Object // object from an informer → a copy of when it came
 	stop     context.CancelFunc
 	finished chan error
 	stopped  bool
+}
+
+// counter counts lines above debug.
+type counter struct {
+	slog.Handler
+	lines *atomic.Int32
+}
+
+func (c counter) Enabled(_ context.Context, level slog.Level) bool { return level > slog.LevelDebug }
+
+func (c counter) WithAttrs([]slog.Attr) slog.Handler { return c }
+
+func (c counter) Handle(context.Context, slog.Record) error {
+	c.lines.Add(1)
+	return nil
 }
 
 // run gives f a world in a bubble of its own.
@@ -69,7 +86,7 @@ func (w *world) build(o Options) {
 	w.factory = informers.NewSharedInformerFactory(w.api.Client(), 0)
 	recorder := record.NewFakeRecorder(1000)
 	w.events = recorder.Events
-	o.Client, o.Informers, o.Recorder, o.Logger = w.writer, w.factory, recorder, slog.New(slog.DiscardHandler)
+	o.Client, o.Informers, o.Recorder, o.Logger = w.writer, w.factory, recorder, slog.New(counter{slog.DiscardHandler, &w.warnings})
 	w.ctl = New(o)
 	for _, inf := range []cache.SharedIndexInformer{
 		w.factory.Core().V1().Services().Informer(), w.factory.Core().V1().Endpoints().Informer(),
