@@ -103,6 +103,8 @@ func TestStoppedStandby(t *testing.T) {
 			t.Errorf("%d terms, want 1", n)
 		}
 		stopFirst()
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	})
 }
