@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/rogpeppe/go-internal/txtar"
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
@@ -30,13 +31,17 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/klog/v2"
 	"k8s.io/utils/ptr"
 
 	"github.com/endpointd/endpointd/internal/controller/controllertest"
 	"github.com/endpointd/endpointd/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+func TestMain(m *testing.M) {
+	klog.SetLogger(logr.Discard()) // client-go tells of every watch that a test breaks
+	testkit.Main(m)
+}
 
 // TestScripts runs every testdata/*.txtar. A script is steps in order:
 //
@@ -88,6 +93,7 @@ type world struct {
 	inf    informers.SharedInformerFactory
 	events *record.FakeRecorder
 	wrote  map[string]int // at the last want
+	stop   func()         // ends the controller
 
 	mu    sync.Mutex           // guards heard
 	heard map[types.UID]string // object → resourceVersion that the controller's handler was told
@@ -106,6 +112,13 @@ func newWorld(t testing.TB, reactors ...clienttesting.ReactionFunc) *world {
 	return w
 }
 
+// restart puts a new controller in the place of the present one, as when another
+// server becomes the leader.
+func (w *world) restart() {
+	w.stop()
+	w.start()
+}
+
 func (w *world) start() {
 	w.inf = informers.NewSharedInformerFactory(w.ours, 0)
 	w.c = New(Options{Client: w.ours, Informers: w.inf, Recorder: w.events, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
@@ -115,11 +128,12 @@ func (w *world) start() {
 	w.inf.Start(ctx.Done())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = w.c.Run(ctx) }()
-	w.t.Cleanup(func() {
+	w.stop = sync.OnceFunc(func() {
 		cancel()
 		<-done
 		w.inf.Shutdown()
 	})
+	w.t.Cleanup(w.stop)
 }
 
 // settle waits until the controller has seen everything and has nothing to do.

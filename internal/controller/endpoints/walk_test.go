@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -18,9 +19,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/informers"
 	clienttesting "k8s.io/client-go/testing"
@@ -70,6 +73,7 @@ func walk(t *testing.T, seed uint64) {
 		failing.Store(false)
 		w.settle()
 		s.compare()
+		s.unmodified()
 		if t.Failed() {
 			return
 		}
@@ -217,6 +221,74 @@ func (s *stroll) compare() {
 			s.t.Errorf("slice %s of a Service that does not exist", slice.Name)
 		}
 	}
+}
+
+// unmodified holds every object in the informers' stores against the API: they
+// are the same unless the controller has changed one.
+func (s *stroll) unmodified() {
+	s.t.Helper()
+	ctx := context.Background()
+	stored := map[types.UID]any{}
+	svcs, _ := s.user.CoreV1().Services("").List(ctx, metav1.ListOptions{})
+	pods, _ := s.user.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
+	nodes, _ := s.user.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	eps, _ := s.user.CoreV1().Endpoints("").List(ctx, metav1.ListOptions{})
+	sls, _ := s.user.DiscoveryV1().EndpointSlices("").List(ctx, metav1.ListOptions{})
+	for _, list := range []runtime.Object{svcs, pods, nodes, eps, sls} {
+		s.must(meta.EachListItem(list, func(o runtime.Object) error {
+			stored[o.(metav1.Object).GetUID()] = o
+			return nil
+		}))
+	}
+	core := s.inf.Core().V1()
+	for _, inf := range []cache.SharedIndexInformer{core.Services().Informer(), core.Pods().Informer(), core.Nodes().Informer(),
+		core.Endpoints().Informer(), s.inf.Discovery().V1().EndpointSlices().Informer()} {
+		for _, o := range inf.GetStore().List() {
+			if want := stored[o.(metav1.Object).GetUID()]; want != nil && !reflect.DeepEqual(o, want) {
+				s.t.Errorf("an informer's object was modified:\n%v\nin the API:\n%v", o, want)
+			}
+		}
+	}
+}
+
+// What happens while the watches are broken is made up for when the informers
+// have listed again.
+func TestBrokenWatches(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	w := newWorld(t)
+	s := &stroll{world: w, Rand: rand.New(rand.NewPCG(seed, 0))}
+	for range 50 {
+		s.step()
+	}
+	s.settle()
+	s.api.Compact()
+	for range 50 {
+		s.step()
+	}
+	s.settle()
+	s.compare()
+}
+
+// A controller that starts where another one left writes nothing.
+func TestTakeOverWritesNothing(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	w := newWorld(t)
+	s := &stroll{world: w, Rand: rand.New(rand.NewPCG(seed, 0))}
+	for range 100 {
+		s.step()
+	}
+	s.settle()
+	before := controllertest.Writes(w.ours)
+	w.restart()
+	s.settle()
+	if after := controllertest.Writes(w.ours); !maps.Equal(before, after) {
+		t.Errorf("writes before %v, after %v", before, after)
+	}
+	s.compare()
 }
 
 // upstreamSlices lets the reconciler of kube-controller-manager make the slices
