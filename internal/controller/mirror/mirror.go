@@ -29,6 +29,7 @@
 //	                                                  controller's exists, then they go: no moment without any
 //	selector removed                                  the slices are made at once from the Endpoints as they are
 //	a mirrored slice is edited or deleted by hand     put right
+//	a mirrored slice waits for a finalizer to go      the same as deleted
 //	a mirrored slice loses our managed-by label,      it is its new owner's, another one is made
 //	or goes to another Service by label
 //	a slice gets our managed-by label                 it is ours: put right or deleted

@@ -209,6 +209,27 @@ func TestTransitions(t *testing.T) {
 			w.want(oneSlice)
 			w.writes(2, 0, 0)
 		},
+		"a slice waits for a finalizer": func(w *world) {
+			s := w.mirrored()[0]
+			s.Finalizers = []string{"example.com/x"}
+			w.put(&s)
+			w.deleteSlice(s.Name)
+			w.want(oneSlice, oneSlice)
+			w.writes(2, 0, 0)
+			w.editEndpoints(func(ep *corev1.Endpoints) { ep.Subsets = subsets("a:80 | 10.0.0.2") })
+			w.want(oneSlice, "IPv4 a:80 | 10.0.0.2")
+			w.deleteEndpoints()
+			w.want(oneSlice)
+			w.writes(0, 1, 1)
+		},
+		"selector added, the endpoints controller's slice waits for a finalizer": func(w *world) {
+			s := foreign("theirs", endpointsManager)
+			s.Finalizers = []string{"example.com/x"}
+			w.put(s)
+			w.deleteSlice(s.Name)
+			w.editService(selector)
+			w.want(oneSlice, "endpointslice-controller.k8s.io IPv4 a:80 | 10.9.9.9")
+		},
 		"a slice loses our label": func(w *world) {
 			s := w.mirrored()[0]
 			s.Labels[discovery.LabelManagedBy] = "me"

@@ -61,9 +61,10 @@ func managedBy(slice *discovery.EndpointSlice) string {
 	return slice.Labels[discovery.LabelManagedBy]
 }
 
-// isOurs says whether the slice is ours to write.
+// isOurs says whether the slice is ours to write. One that only waits for its
+// finalizers is not any more.
 func isOurs(slice *discovery.EndpointSlice) bool {
-	return managedBy(slice) == manager && slice.Labels[discovery.LabelServiceName] != ""
+	return managedBy(slice) == manager && slice.Labels[discovery.LabelServiceName] != "" && slice.DeletionTimestamp == nil
 }
 
 // serviceOf is the Service that a slice is labeled for.

@@ -93,7 +93,10 @@ func (c *Controller) takenOver(key types.NamespacedName) bool {
 		discovery.LabelServiceName: key.Name, discovery.LabelManagedBy: endpointsManager,
 	})
 	// The indexer of an informer has this index, and the selector is a valid one.
-	_ = cache.ListAllByNamespace(c.slices, key.Namespace, selector, func(any) { found = true })
+	_ = cache.ListAllByNamespace(c.slices, key.Namespace, selector, func(obj any) {
+		slice, ok := obj.(*discovery.EndpointSlice)
+		found = found || ok && slice.DeletionTimestamp == nil
+	})
 	return found
 }
 
