@@ -14,6 +14,8 @@ import (
 	"k8s.io/kubernetes/pkg/capabilities"
 	"k8s.io/kubernetes/pkg/routes"
 	"k8s.io/kubernetes/pkg/serviceaccount"
+
+	"github.com/endpointd/endpointd/internal/apiserver/inprocess"
 )
 
 // builder holds what the steps of New hand to each other, in the order they fill it.
@@ -21,6 +23,7 @@ type builder struct {
 	options Options
 
 	config         *genericapiserver.Config
+	loopback       *inprocess.Transport
 	client         kubernetes.Interface
 	informers      informers.SharedInformerFactory
 	etcd           *genericoptions.EtcdOptions
@@ -127,7 +130,8 @@ func (b *builder) servers() error {
 		return err
 	}
 	generic.ShutdownTimeout = shutdownGrace
-	b.server = &Server{generic: generic, crds: crds, informers: b.informers, log: b.options.Logger, ready: make(chan struct{})}
+	b.loopback.Serve(generic.Handler.FullHandlerChain)
+	b.server = &Server{generic: generic, loopback: b.loopback, crds: crds, informers: b.informers, log: b.options.Logger, ready: make(chan struct{})}
 	return nil
 }
 

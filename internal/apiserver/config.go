@@ -1,17 +1,10 @@
 package apiserver
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net/netip"
-	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -20,8 +13,11 @@ import (
 	"k8s.io/apiserver/pkg/server/filters"
 	genericoptions "k8s.io/apiserver/pkg/server/options"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/client-go/rest"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/kubeapiserver"
+
+	"github.com/endpointd/endpointd/internal/apiserver/inprocess"
 )
 
 // newConfig starts from upstream's defaults (request bodies up to 3 MiB, 400 reading and 200 writing requests in
@@ -75,51 +71,15 @@ func (b *builder) secureServing() error {
 	if err != nil {
 		return fmt.Errorf("client CA: %w", err)
 	}
-	loopbackCert, loopbackKey, err := loopbackCertificate(time.Now())
-	if err != nil {
-		return fmt.Errorf("loopback certificate: %w", err)
-	}
-	loopback, err := dynamiccertificates.NewStaticSNICertKeyContent("loopback", loopbackCert, loopbackKey, genericapiserver.LoopbackClientServerNameOverride)
-	if err != nil {
-		return fmt.Errorf("loopback certificate: %w", err)
-	}
 	b.config.SecureServing = &genericapiserver.SecureServingInfo{
 		Listener: b.options.Listener, Cert: serving, ClientCA: ca, MinTLSVersion: tls.VersionTLS12,
-		SNICerts: []dynamiccertificates.SNICertKeyContentProvider{loopback},
 	}
-	client, err := b.config.SecureServing.NewLoopbackClientConfig(rand.Text(), loopbackCert)
-	if err != nil {
-		return fmt.Errorf("loopback client: %w", err)
+	b.loopback = inprocess.New()
+	b.config.LoopbackClientConfig = &rest.Config{
+		Host: "https://in-process", Transport: b.loopback, BearerToken: rand.Text(), QPS: -1, // no rate limit
+		ContentConfig: rest.ContentConfig{ContentType: runtime.ContentTypeProtobuf, AcceptContentTypes: runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON}, DisableCompression: true,
 	}
-	client.ContentType = runtime.ContentTypeProtobuf
-	client.DisableCompression = true
-	b.config.LoopbackClientConfig = client
 	return nil
-}
-
-// loopbackCertificate makes the key pair that only clients of this process see, chosen by a server name that does
-// not exist in DNS. It is made anew at each start, as upstream, but on a curve: upstream's two RSA keys are a tenth
-// of the start. Ten years: a process does not live that long.
-func loopbackCertificate(now time.Time) (certPEM, keyPEM []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, err
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: genericapiserver.LoopbackClientServerNameOverride},
-		DNSNames: []string{genericapiserver.LoopbackClientServerNameOverride}, NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(10, 0, 0),
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		BasicConstraintsValid: true, IsCA: true,
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, nil, err
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, nil, err
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 func (b *builder) storage() error {

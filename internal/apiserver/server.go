@@ -15,11 +15,13 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/endpointd/endpointd/internal/apiserver/etcd"
+	"github.com/endpointd/endpointd/internal/apiserver/inprocess"
 )
 
 // Server is one API server. Several on one etcd work together.
 type Server struct {
 	generic   *genericapiserver.GenericAPIServer
+	loopback  *inprocess.Transport
 	crds      *apiextensions.CustomResourceDefinitions
 	informers informers.SharedInformerFactory
 	log       *slog.Logger
@@ -94,6 +96,7 @@ func (s *Server) Run(ctx context.Context) error {
 	stop()
 	s.informers.Shutdown()
 	s.crds.Informers.Shutdown()
+	s.loopback.Close()
 	s.wait()
 	if err != nil {
 		return fmt.Errorf("api server: %w", err)
