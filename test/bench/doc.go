@@ -1,0 +1,37 @@
+// Command bench measures endpointd against what it replaces: the endpoint and endpointslice controllers of Kubernetes,
+// imported as libraries, on the same API, on the same data, in the same run. `make bench` runs it; it prints tables and
+// writes JSON.
+//
+// In: bin/endpointd, a stock kubectl, flags. Out: a [Report]. What it measures:
+//
+//	startup   exec → ready line → first answer of kubectl; resident memory when idle
+//	flips     readiness PATCH sent → EndpointSlice and Endpoints seen by another client's watch, at some Services × 10 pods
+//	memory    the server's resident memory with the largest of these loads, and after a restart
+//	big       the same flips in one Service of all these pods; writes, bytes and CPU of each
+//	replace   all these pods replaced by new ones: seconds, writes, bytes, CPU and memory of the controllers
+//
+// How: a real `endpointd server` (embedded etcd, fsync on) without its own endpoints controllers, and the contenders one
+// after the other as child processes of this program, so that CPU time and memory are told apart by the kernel. They get
+// the same client (protobuf, TLS, client certificate), the same informers without managedFields, and take over each
+// other's slices. The rounds alternate: ours, upstream, ours, upstream … The contenders:
+//
+//	ours            internal/controller/endpoints and mirror, no rate limit
+//	upstream        both controllers with kube-controller-manager's defaults (5 workers each, no batching, 100 endpoints a
+//	                slice), but no rate limit: this is the peer of every ratio
+//	upstream 20/s   the same with kube-controller-manager's default rate limit, 20 requests a second and 30 at once for
+//	                each controller
+//	ours inside     endpointd as it is shipped: the controllers in the server's process; latency only
+//
+// Flips are sequential: the next one is sent when the slice and the Endpoints were seen and the contender's process has
+// been idle for 10 ms, so what a contender does after its write never burdens its next sample. Writes are events of a
+// watch on EndpointSlices and Endpoints, bytes are the protobuf sizes of the objects in them. CPU is the process's CPU
+// clock. A figure is the median over the runs, p99 is that of all samples together, and the spread over the runs says how
+// noisy the machine was.
+//
+// Invariants: loads are bounded and end by themselves; children die with this program; everything is on loopback and in
+// one temporary folder.
+//
+// It refuses to go on when a contender does not bring the slices to what they should be: a wrong answer has no speed.
+//
+// To test it: go test ./test/bench runs all parts at tiny sizes and wants a complete and plausible report.
+package main

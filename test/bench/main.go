@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == childCommand {
+		exit(contenderMain(os.Args[2:]))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	o, err := parse(os.Args[1:])
+	if err == nil {
+		err = o.main(ctx, os.Stdout)
+	}
+	stop()
+	exit(err)
+}
+
+func exit(err error) {
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		os.Exit(2)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// The names of -run.
+const (
+	partStartup = "startup"
+	partFlips   = "flips"
+	partMemory  = "memory"
+	partBig     = "big"
+	partReplace = "replace"
+)
+
+func parts() []string { return []string{partStartup, partFlips, partMemory, partBig, partReplace} }
+
+// options are the flags.
+type options struct {
+	binary, json string
+	profiles     string
+	run          []string
+	only         []string // contenders; empty: all
+	services     []int
+	starts       int
+	rounds       int
+	samples      int // flips of each contender in a round
+	peerSamples  int // flips of upstream in a round of the part big, where each takes long
+	settle       time.Duration
+	verbose      bool
+	command      string
+}
+
+func parse(args []string) (*options, error) {
+	o := &options{command: "bench " + strings.Join(args, " ")}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.StringVar(&o.binary, "endpointd", "bin/endpointd", "the program")
+	flags.StringVar(&o.json, "json", "bin/bench.json", "`file` for the report as JSON; empty is none")
+	flags.StringVar(&o.profiles, "cpuprofile", "", "`folder` for CPU profiles of ours and upstream, one of each run")
+	run := flags.String("run", strings.Join(parts(), ","), "`parts` to run")
+	only := flags.String("only", "", "`contenders` to run, such as ours,upstream")
+	services := flags.String("services", "100,1000", "`numbers` of Services with ten pods each; the parts memory, big and replace take the last one's pods")
+	short := flags.Bool("short", false, "tiny sizes: all parts in less than two minutes, the figures say little")
+	flags.IntVar(&o.starts, "starts", 5, "starts of the server in the part startup")
+	flags.IntVar(&o.rounds, "rounds", 3, "`times` that ours and upstream take turns")
+	flags.IntVar(&o.samples, "samples", 200, "flips of a contender in a round")
+	flags.IntVar(&o.peerSamples, "peer-samples", 70, "flips of upstream in a round of the part big")
+	flags.DurationVar(&o.settle, "settle", 10*time.Second, "how long the server rests before its memory is read")
+	flags.BoolVar(&o.verbose, "v", true, "say on standard error what is under way")
+	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if *short {
+		*services, o.starts, o.rounds, o.samples, o.peerSamples, o.settle = "3,6", 1, 2, 20, 20, time.Second
+	}
+	o.run = strings.Split(*run, ",")
+	for _, part := range o.run {
+		if !slices.Contains(parts(), part) {
+			return nil, fmt.Errorf("-run %s: not one of %s", part, strings.Join(parts(), ", "))
+		}
+	}
+	if *only != "" {
+		o.only = strings.Split(*only, ",")
+	}
+	for _, text := range strings.Split(*services, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > 5000 || len(o.services) > 0 && n <= o.services[len(o.services)-1] {
+			return nil, fmt.Errorf("-services %s: want numbers of 1 to 5000 that grow", *services)
+		}
+		o.services = append(o.services, n)
+	}
+	if o.rounds < 1 || o.samples < 2 || o.peerSamples < 2 || o.starts < 1 {
+		return nil, errors.New("-rounds and -starts want at least 1, -samples and -peer-samples at least 2")
+	}
+	return o, nil
+}
+
+func (o *options) wants(part string) bool { return slices.Contains(o.run, part) }
+
+// main measures, prints and writes.
+func (o *options) main(ctx context.Context, out io.Writer) error {
+	report, err := o.measure(ctx)
+	if err != nil {
+		return err
+	}
+	if err := report.print(out); err != nil {
+		return err
+	}
+	if o.json == "" {
+		return nil
+	}
+	return report.write(o.json)
+}
+
+// measure runs the parts in a new temporary folder.
+func (o *options) measure(ctx context.Context) (report *Report, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	binary, err := filepath.Abs(o.binary)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(binary); err != nil {
+		return nil, fmt.Errorf("%w; build it with make build, or name it with -endpointd", err)
+	}
+	if _, err := exec.LookPath("kubectl"); err != nil {
+		return nil, fmt.Errorf("%w; make kubectl builds one into .cache/bin", err)
+	}
+	dir, err := os.MkdirTemp("", "endpointd-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if o.profiles != "" {
+		if o.profiles, err = filepath.Abs(o.profiles); err != nil {
+			return nil, err
+		}
+		if err := os.MkdirAll(o.profiles, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	began := time.Now()
+	b := &bench{options: o, self: self, binary: binary, dir: dir, began: began}
+	b.report = &Report{Command: strings.TrimSpace(o.command), Machine: machine()}
+	err = b.all(ctx)
+	b.report.Seconds, b.report.Machine.LoadAfter = time.Since(began).Seconds(), loadAverage()
+	return b.report, err
+}
+
+func machine() Machine {
+	m := Machine{Cores: runtime.NumCPU(), Go: runtime.Version(), LoadBefore: loadAverage()}
+	var name unix.Utsname
+	if err := unix.Uname(&name); err == nil {
+		m.Kernel = unix.ByteSliceToString(name.Release[:])
+	}
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return m
+	}
+	for line := range strings.Lines(string(info)) {
+		if key, value, _ := strings.Cut(line, ":"); strings.TrimSpace(key) == "model name" {
+			m.CPU = strings.TrimSpace(value)
+			break
+		}
+	}
+	return m
+}
+
+// loadAverage is that of the last minute.
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	one, _, _ := strings.Cut(string(text), " ")
+	return one
+}

@@ -1,0 +1,196 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stopGrace is how long a child may take to end on SIGTERM.
+const stopGrace = 20 * time.Second
+
+// process is a child of ours.
+type process struct {
+	name    string
+	cmd     *exec.Cmd
+	log     *os.File
+	started time.Time
+	first   chan time.Time // when it printed its first line on standard output; closed with the output
+	done    chan struct{}  // closed when it is gone
+	err     error          // how it ended; valid after done
+}
+
+// start runs a program whose standard error goes to a file. The goroutine that starts it stays on its thread until the
+// child is gone: the kernel kills the child when that thread ends, so it never outlives us.
+func start(name, log string, env []string, program string, args ...string) (*process, error) {
+	file, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(program, args...)
+	cmd.Env = env
+	cmd.Stderr = file
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	p := &process{name: name, cmd: cmd, log: file, first: make(chan time.Time, 1), done: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		p.started = time.Now()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		var reading sync.WaitGroup
+		reading.Go(func() { p.read(out) })
+		reading.Wait()
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	if err := <-started; err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", name, err), file.Close())
+	}
+	return p, nil
+}
+
+func (p *process) read(out io.Reader) {
+	defer close(p.first)
+	lines := bufio.NewScanner(out)
+	for n := 0; lines.Scan(); n++ {
+		if n == 0 {
+			p.first <- time.Now()
+		}
+	}
+}
+
+// ready waits for the first line on standard output and returns when it came.
+func (p *process) ready(ctx context.Context, longest time.Duration) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, longest)
+	defer cancel()
+	select {
+	case at, ok := <-p.first:
+		if ok {
+			return at, nil
+		}
+		<-p.done
+		return time.Time{}, fmt.Errorf("%s ended before it was ready: %v%s", p.name, p.cmd.ProcessState, p.tail())
+	case <-ctx.Done():
+		return time.Time{}, fmt.Errorf("%s is not ready after %v: %w%s", p.name, longest, ctx.Err(), p.tail())
+	}
+}
+
+// tail is the end of the child's log, for an error message.
+func (p *process) tail() string {
+	const most = 4 << 10
+	content, err := os.ReadFile(p.log.Name())
+	if err != nil || len(content) == 0 {
+		return ""
+	}
+	return "\n" + string(content[max(0, len(content)-most):])
+}
+
+// stop ends the child with SIGTERM. That it has ended already is an error.
+func (p *process) stop() error {
+	defer p.log.Close() //nolint:errcheck // the child wrote it, we only read
+	select {
+	case <-p.done:
+		return fmt.Errorf("%s has ended by itself: %v%s", p.name, p.cmd.ProcessState, p.tail())
+	default:
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	grace := time.NewTimer(stopGrace)
+	defer grace.Stop()
+	select {
+	case <-p.done:
+		if p.err != nil {
+			return fmt.Errorf("%s: %w%s", p.name, p.err, p.tail())
+		}
+		return nil
+	case <-grace.C:
+		_ = p.cmd.Process.Kill() // it may have ended just now
+		<-p.done
+		return fmt.Errorf("%s did not end within %v of SIGTERM, killed%s", p.name, stopGrace, p.tail())
+	}
+}
+
+// cpu is the CPU time that the child has used so far, user and system, in nanoseconds and over all its threads.
+func (p *process) cpu() (time.Duration, error) {
+	// As clock_getcpuclockid(3) makes it: the inverted process id, and 2 for the scheduler's own clock.
+	clock := int32(^p.cmd.Process.Pid)<<3 | 2
+	var t unix.Timespec
+	if err := unix.ClockGettime(clock, &t); err != nil {
+		return 0, fmt.Errorf("CPU clock of %s: %w", p.name, err)
+	}
+	return time.Duration(t.Nano()), nil
+}
+
+// idle waits until the child has used less CPU time than quiet over 10 ms, at most for longest.
+func (p *process) idle(ctx context.Context, quiet, longest time.Duration) error {
+	const window = 10 * time.Millisecond
+	tick := time.NewTicker(window)
+	defer tick.Stop()
+	until := time.Now().Add(longest)
+	last, err := p.cpu()
+	if err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		now, err := p.cpu()
+		if err != nil {
+			return err
+		}
+		if now-last < quiet {
+			return nil
+		}
+		if time.Now().After(until) {
+			return fmt.Errorf("%s is still busy after %v", p.name, longest)
+		}
+		last = now
+	}
+}
+
+// memory reads the child's resident memory in bytes, now and at its highest.
+func (p *process) memory() (now, peak int64, err error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	field := func(name string) int64 {
+		for line := range strings.Lines(string(status)) {
+			if rest, ok := strings.CutPrefix(line, name+":"); ok {
+				kB, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+				return kB << 10
+			}
+		}
+		return 0
+	}
+	now, peak = field("VmRSS"), field("VmHWM")
+	if now == 0 || peak == 0 {
+		return 0, 0, fmt.Errorf("memory of %s: no VmRSS and VmHWM in its status", p.name)
+	}
+	return now, peak, nil
+}

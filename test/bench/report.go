@@ -1,0 +1,218 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+)
+
+// A Report is all that a run of bench has measured.
+type Report struct {
+	Machine  Machine   `json:"machine"`
+	Command  string    `json:"command"`
+	Seconds  float64   `json:"seconds"`
+	Sections []Section `json:"sections"`
+}
+
+// Machine is where it was measured. Load says whether others were at work at the same time.
+type Machine struct {
+	Cores      int    `json:"cores"`
+	CPU        string `json:"cpu"`
+	Kernel     string `json:"kernel"`
+	Go         string `json:"go"`
+	LoadBefore string `json:"loadBefore"`
+	LoadAfter  string `json:"loadAfter"`
+}
+
+// A Section is one table.
+type Section struct {
+	Title   string   `json:"title"`
+	Columns []string `json:"columns"` // contenders
+	Rows    []Row    `json:"rows"`
+}
+
+// A Row is one figure of several contenders.
+type Row struct {
+	Name    string           `json:"name"`
+	Unit    string           `json:"unit"`
+	Values  map[string]Value `json:"values"`
+	Ahead   float64          `json:"ahead,omitempty"` // the peer's value divided by ours
+	Peer    string           `json:"peer,omitempty"`  // from the design, where the peer is not in this run
+	Targets []Target         `json:"targets,omitempty"`
+	// Sparse rows may lack values, for nothing happened that they could show.
+	Sparse bool `json:"sparse,omitempty"`
+}
+
+// Value is a median over the runs, with its spread. Of a p99 it is the p99 of all samples of all runs.
+type Value struct {
+	Value   float64 `json:"value"`
+	Min     float64 `json:"min"`
+	Max     float64 `json:"max"`
+	Runs    int     `json:"runs"`
+	Samples int     `json:"samples"`
+}
+
+// A Target is of the design, §4, or of the issue that asked for this.
+type Target struct {
+	Text string `json:"text"`
+	Met  bool   `json:"met"`
+}
+
+// atMost and ahead are the two kinds of target.
+func (r *Row) atMost(limit float64) {
+	r.Targets = append(r.Targets, Target{fmt.Sprintf("≤ %s %s", number(limit), r.Unit), r.Values[r.first()].Value <= limit})
+}
+
+func (r *Row) ahead(times float64) {
+	r.Targets = append(r.Targets, Target{fmt.Sprintf("≥ %s× ahead", number(times)), r.Ahead >= times})
+}
+
+// first is the column that targets are about.
+func (r *Row) first() string {
+	if _, ok := r.Values[oursName]; ok {
+		return oursName
+	}
+	return insideName
+}
+
+// compare fills Ahead in.
+func (r *Row) compare() {
+	ours, peer := r.Values[oursName], r.Values[peerName]
+	if ours.Runs > 0 && peer.Runs > 0 && ours.Value > 0 {
+		r.Ahead = peer.Value / ours.Value
+	}
+}
+
+// median of runs, each of which is one figure from so many samples.
+func median(runs []float64, samples int) Value {
+	if len(runs) == 0 {
+		return Value{}
+	}
+	return Value{Value: quantile(runs, 0.5), Min: slices.Min(runs), Max: slices.Max(runs), Runs: len(runs), Samples: samples}
+}
+
+// quantile is the smallest value that at least a share of q of the values do not exceed; of two middle ones, their mean.
+func quantile(values []float64, q float64) float64 {
+	if len(values) == 0 {
+		return math.NaN()
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	at := int(math.Ceil(q*float64(len(sorted)))) - 1
+	at = min(max(at, 0), len(sorted)-1)
+	if q == 0.5 && len(sorted)%2 == 0 {
+		return (sorted[at] + sorted[at+1]) / 2
+	}
+	return sorted[at]
+}
+
+// holes are the figures that a complete report would have, and those that cannot be.
+func (r *Report) holes() []string {
+	var found []string
+	if len(r.Sections) == 0 {
+		found = append(found, "no section")
+	}
+	for _, s := range r.Sections {
+		if len(s.Rows) == 0 {
+			found = append(found, s.Title+": no row")
+		}
+		for _, row := range s.Rows {
+			for _, column := range s.Columns {
+				v, ok := row.Values[column]
+				switch where := s.Title + ": " + row.Name + ": " + column; {
+				case !ok || v.Runs == 0:
+					if !row.Sparse {
+						found = append(found, where+": missing")
+					}
+				case math.IsNaN(v.Value) || math.IsInf(v.Value, 0) || v.Value < 0 || v.Samples < 1:
+					found = append(found, fmt.Sprintf("%s: %v of %d samples cannot be", where, v.Value, v.Samples))
+				}
+			}
+		}
+	}
+	return found
+}
+
+// print writes the tables.
+func (r *Report) print(w io.Writer) error {
+	fmt.Fprintf(w, "%s\n%d cores, %s, Linux %s, %s; load average %s before, %s after; %.0f s\n",
+		r.Command, r.Machine.Cores, cmp.Or(r.Machine.CPU, "unknown CPU"), r.Machine.Kernel, r.Machine.Go,
+		r.Machine.LoadBefore, r.Machine.LoadAfter, r.Seconds)
+	fmt.Fprintln(w, "medians over the runs (lowest–highest run); p99 is of all samples; ahead is upstream divided by ours")
+	for _, s := range r.Sections {
+		fmt.Fprintf(w, "\n%s\n", s.Title)
+		table := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+		fmt.Fprintf(table, "  \t%s\tahead\ttarget\tn\n", strings.Join(s.Columns, "\t"))
+		for _, row := range s.Rows {
+			fmt.Fprintf(table, "  %s, %s", row.Name, row.Unit)
+			var samples []string
+			for _, column := range s.Columns {
+				v, ok := row.Values[column]
+				if !ok || v.Runs == 0 {
+					fmt.Fprint(table, "\t–")
+					samples = append(samples, "–")
+					continue
+				}
+				fmt.Fprintf(table, "\t%s", number(v.Value))
+				if v.Runs > 1 {
+					fmt.Fprintf(table, " (%s–%s)", number(v.Min), number(v.Max))
+				}
+				samples = append(samples, strconv.Itoa(v.Samples))
+			}
+			fmt.Fprintf(table, "\t%s\t%s\t%s\n", row.aheadText(), row.targetText(), strings.Join(samples, "/"))
+		}
+		if err := table.Flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Row) aheadText() string {
+	switch {
+	case r.Peer != "":
+		return "design: " + r.Peer
+	case r.Ahead == 0:
+		return ""
+	}
+	return number(r.Ahead) + "×"
+}
+
+func (r *Row) targetText() string {
+	var texts []string
+	for _, t := range r.Targets {
+		verdict := "met"
+		if !t.Met {
+			verdict = "MISSED"
+		}
+		texts = append(texts, t.Text+": "+verdict)
+	}
+	return strings.Join(texts, ", ")
+}
+
+// number has three digits that count.
+func number(v float64) string {
+	switch {
+	case v == 0 || math.Abs(v) >= 100 || v == math.Trunc(v) && math.Abs(v) < 1000:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case math.Abs(v) >= 10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	case math.Abs(v) >= 1:
+		return strconv.FormatFloat(v, 'f', 2, 64)
+	}
+	return strconv.FormatFloat(v, 'f', 3, 64)
+}
+
+func (r *Report) write(path string) error {
+	content, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(content, '\n'), 0o644)
+}
