@@ -47,7 +47,6 @@ package endpoints
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -55,13 +54,20 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/client-go/util/workqueue"
+
+	"github.com/endpointd/endpointd/internal/controller/loop"
+)
+
+// A failed Service is tried again after the first of these, then after twice as
+// long every time, up to the second.
+const (
+	firstRetry = 10 * time.Millisecond
+	lastRetry  = time.Minute
 )
 
 // DefaultWorkers is how many Services are reconciled at the same time. Work is
@@ -82,10 +88,7 @@ type Options struct {
 type Controller struct {
 	client   kubernetes.Interface
 	recorder record.EventRecorder
-	log      *slog.Logger
-	workers  int
-	queue    workqueue.TypedRateLimitingInterface[types.NamespacedName]
-	handlers []handler
+	loop     *loop.Loop
 	busy     atomic.Int32       // reconciles under way
 	heard    func(old, now any) // nil but in tests: called when a handler is done with an event
 
@@ -97,12 +100,6 @@ type Controller struct {
 	states map[types.NamespacedName]*service // Service → state; its content belongs to the worker that holds the key
 	auto   map[types.NamespacedName]struct{} // Services whose hints depend on all nodes
 	shares zoneShares
-}
-
-// handler is one registration with an informer.
-type handler struct {
-	informer cache.SharedIndexInformer
-	reg      cache.ResourceEventHandlerRegistration
 }
 
 // inbox is what happened to a Service since it was last reconciled.
@@ -129,9 +126,8 @@ func New(o Options) *Controller {
 		o.Recorder = &record.FakeRecorder{}
 	}
 	c := &Controller{
-		client: o.Client, recorder: o.Recorder, log: o.Logger.With("component", "endpoints"), workers: o.Workers,
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](10*time.Millisecond, time.Minute)),
+		client: o.Client, recorder: o.Recorder,
+		loop:   loop.New(loop.Options{Workers: o.Workers, FirstRetry: firstRetry, LastRetry: lastRetry, Logger: o.Logger.With("component", "endpoints")}),
 		index:  newIndex(),
 		inbox:  map[types.NamespacedName]*inbox{},
 		states: map[types.NamespacedName]*service{},
@@ -147,87 +143,27 @@ func New(o Options) *Controller {
 	return c
 }
 
-// listen has changed called with every event: old is nil for a new object, now
-// is nil for a deleted one.
-func (c *Controller) listen(inf cache.SharedIndexInformer, changed func(old, now any)) cache.Store {
-	hear := func(old, now any) {
+func (c *Controller) listen(informer cache.SharedIndexInformer, changed func(old, now any)) cache.Store {
+	return c.loop.Listen(informer, func(old, now any) {
 		changed(old, now)
 		if c.heard != nil {
 			c.heard(old, now)
 		}
-	}
-	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { hear(nil, obj) },
-		UpdateFunc: hear,
-		DeleteFunc: func(obj any) {
-			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-				obj = gone.Obj
-			}
-			hear(obj, nil)
-		},
 	})
-	if err != nil { // only on an informer that has been stopped
-		panic(fmt.Sprintf("endpoints: listen on a stopped informer: %v", err))
-	}
-	c.handlers = append(c.handlers, handler{inf, reg})
-	return inf.GetStore()
 }
 
 // Run reconciles until ctx ends, and returns when its workers have ended and
 // the informers have forgotten the controller. It may be called once.
 func (c *Controller) Run(ctx context.Context) error {
-	defer c.stopListening()
-	defer c.queue.ShutDown()
-	var synced []cache.DoneChecker
-	for _, h := range c.handlers {
-		synced = append(synced, h.reg.HasSyncedChecker())
-	}
-	if !cache.WaitFor(ctx, "", synced...) {
-		return ctx.Err()
-	}
-	var wg sync.WaitGroup
-	for range c.workers {
-		wg.Go(func() {
-			for c.next(ctx) {
-			}
-		})
-	}
-	<-ctx.Done()
-	c.queue.ShutDown()
-	wg.Wait()
-	return ctx.Err()
-}
-
-func (c *Controller) stopListening() {
-	for _, h := range c.handlers {
-		if err := h.informer.RemoveEventHandler(h.reg); err != nil {
-			c.log.Warn("stop listening", "err", err)
+	return c.loop.Run(ctx, func(ctx context.Context, key types.NamespacedName) error {
+		c.busy.Add(1)
+		defer c.busy.Add(-1)
+		err := c.reconcile(ctx, key)
+		if err != nil {
+			c.pending(key)
 		}
-	}
-}
-
-func (c *Controller) next(ctx context.Context) bool {
-	key, quit := c.queue.Get()
-	if quit {
-		return false
-	}
-	defer c.queue.Done(key)
-	c.busy.Add(1)
-	defer c.busy.Add(-1)
-	err := c.reconcile(ctx, key)
-	switch {
-	case ctx.Err() != nil:
-	case err != nil:
-		level := slog.LevelWarn
-		if apierrors.IsConflict(err) { // somebody else wrote at the same moment; the watch will show what
-			level = slog.LevelDebug
-		}
-		c.log.Log(ctx, level, "reconcile, will try again", "service", key, "err", err)
-		c.again(key)
-	default:
-		c.queue.Forget(key)
-	}
-	return true
+		return err
+	})
 }
 
 // note puts something into a Service's inbox. The caller holds c.mu.
@@ -238,7 +174,7 @@ func (c *Controller) note(svc types.NamespacedName, write func(*inbox)) {
 		c.inbox[svc] = in
 	}
 	write(in)
-	c.queue.Add(svc)
+	c.loop.Add(svc)
 }
 
 func (c *Controller) notePod(svc types.NamespacedName, pod string) {
@@ -250,14 +186,13 @@ func (c *Controller) notePod(svc types.NamespacedName, pod string) {
 	})
 }
 
-// again has the Service reconciled once more, later each time.
-func (c *Controller) again(key types.NamespacedName) {
+// pending marks that there is something left to do for a Service.
+func (c *Controller) pending(key types.NamespacedName) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.inbox[key] == nil {
 		c.inbox[key] = &inbox{}
 	}
-	c.queue.AddRateLimited(key)
 }
 
 // idle says that nothing is left to be done about what the handlers were told.

@@ -49,7 +49,7 @@ func newService(key types.NamespacedName) *service {
 	return &service{
 		key: key, obj: newObject(), pods: map[string]time.Time{}, mirrored: map[string]struct{}{},
 		hints: map[discovery.AddressType]*autoHints{},
-		set: sliceset.New(func(ep *discovery.Endpoint) string {
+		set: sliceset.New(func(_ *discovery.EndpointSlice, ep *discovery.Endpoint) string {
 			if ep.TargetRef == nil || ep.TargetRef.Kind != "Pod" || ep.TargetRef.Namespace != key.Namespace {
 				return ""
 			}

@@ -56,20 +56,19 @@ package mirror
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/client-go/util/workqueue"
+
+	"github.com/endpointd/endpointd/internal/controller/loop"
 )
 
 // Defaults of Options, the same as upstream's.
@@ -99,11 +98,8 @@ type Options struct {
 type Controller struct {
 	client    kubernetes.Interface
 	recorder  record.EventRecorder
-	log       *slog.Logger
-	workers   int
 	max       int // addresses of one group
-	queue     workqueue.TypedRateLimitingInterface[types.NamespacedName]
-	handlers  []handler
+	loop      *loop.Loop
 	services  cache.Store
 	endpoints cache.Store
 	slices    cache.Indexer
@@ -115,12 +111,6 @@ type Controller struct {
 	// states is Service → state, for those that have or had mirrored slices. What
 	// is in a state belongs to the worker that holds the key.
 	states map[types.NamespacedName]*state
-}
-
-// handler is one registration with an informer.
-type handler struct {
-	informer cache.SharedIndexInformer
-	reg      cache.ResourceEventHandlerRegistration
 }
 
 // New makes a controller and registers it with the informers; nothing is
@@ -139,97 +129,20 @@ func New(o Options) *Controller {
 		o.Recorder = &record.FakeRecorder{} // without a channel it drops what it gets
 	}
 	c := &Controller{
-		client: o.Client, recorder: o.Recorder, log: o.Logger.With("component", "mirror"),
-		workers: o.Workers, max: o.MaxEndpointsPerSubset,
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](firstRetry, lastRetry)),
+		client: o.Client, recorder: o.Recorder, max: o.MaxEndpointsPerSubset,
+		loop:   loop.New(loop.Options{Workers: o.Workers, FirstRetry: firstRetry, LastRetry: lastRetry, Logger: o.Logger.With("component", "mirror")}),
 		inbox:  map[types.NamespacedName]map[string]*discovery.EndpointSlice{},
 		states: map[types.NamespacedName]*state{},
 	}
-	c.services = c.listen(o.Informers.Core().V1().Services().Informer(), c.objectChanged)
-	c.endpoints = c.listen(o.Informers.Core().V1().Endpoints().Informer(), c.objectChanged)
-	c.slices = c.listen(o.Informers.Discovery().V1().EndpointSlices().Informer(), c.sliceChanged)
+	c.services = c.loop.Listen(o.Informers.Core().V1().Services().Informer(), c.objectChanged)
+	c.endpoints = c.loop.Listen(o.Informers.Core().V1().Endpoints().Informer(), c.objectChanged)
+	c.slices = c.loop.Listen(o.Informers.Discovery().V1().EndpointSlices().Informer(), c.sliceChanged)
 	return c
-}
-
-// listen has changed called with every event: old is nil for a new object, now
-// is nil for a deleted one.
-func (c *Controller) listen(informer cache.SharedIndexInformer, changed func(old, now any)) cache.Indexer {
-	reg, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { changed(nil, obj) },
-		UpdateFunc: changed,
-		DeleteFunc: func(obj any) {
-			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-				obj = gone.Obj
-			}
-			changed(obj, nil)
-		},
-	})
-	if err != nil { // only on an informer that has been stopped
-		panic(fmt.Sprintf("mirror: listen on a stopped informer: %v", err))
-	}
-	c.handlers = append(c.handlers, handler{informer, reg})
-	return informer.GetIndexer()
 }
 
 // Run reconciles until ctx ends, and returns when its workers have ended and
 // the informers have forgotten the controller. It may be called once.
-func (c *Controller) Run(ctx context.Context) error {
-	defer c.stopListening()
-	defer c.queue.ShutDown()
-	var synced []cache.DoneChecker
-	for _, h := range c.handlers {
-		synced = append(synced, h.reg.HasSyncedChecker())
-	}
-	if !cache.WaitFor(ctx, "", synced...) {
-		return ctx.Err()
-	}
-	var wg sync.WaitGroup
-	for range c.workers {
-		wg.Go(func() {
-			for c.next(ctx) {
-			}
-		})
-	}
-	<-ctx.Done()
-	c.queue.ShutDown()
-	wg.Wait()
-	return ctx.Err()
-}
-
-func (c *Controller) stopListening() {
-	for _, h := range c.handlers {
-		if err := h.informer.RemoveEventHandler(h.reg); err != nil {
-			c.log.Warn("stop listening", "err", err)
-		}
-	}
-}
-
-// next reconciles one Service and says whether there may be another.
-func (c *Controller) next(ctx context.Context) bool {
-	key, quit := c.queue.Get()
-	if quit {
-		return false
-	}
-	defer c.queue.Done(key)
-	if ctx.Err() != nil {
-		return true // a stopped queue is emptied before it quits
-	}
-	err := c.reconcile(ctx, key)
-	switch {
-	case err == nil:
-		c.queue.Forget(key)
-	case ctx.Err() != nil:
-	default:
-		level := slog.LevelWarn
-		if apierrors.IsConflict(err) { // somebody else wrote at the same moment; the watch will show what
-			level = slog.LevelDebug
-		}
-		c.log.Log(ctx, level, "mirror Endpoints, will try again", "service", key, "err", err)
-		c.queue.AddRateLimited(key)
-	}
-	return true
-}
+func (c *Controller) Run(ctx context.Context) error { return c.loop.Run(ctx, c.reconcile) }
 
 // objectChanged is told of Services and Endpoints.
 func (c *Controller) objectChanged(old, now any) {
@@ -238,9 +151,9 @@ func (c *Controller) objectChanged(old, now any) {
 	}
 	switch obj := now.(type) {
 	case *corev1.Service:
-		c.queue.Add(types.NamespacedName{Namespace: obj.Namespace, Name: obj.Name})
+		c.loop.Add(types.NamespacedName{Namespace: obj.Namespace, Name: obj.Name})
 	case *corev1.Endpoints:
-		c.queue.Add(types.NamespacedName{Namespace: obj.Namespace, Name: obj.Name})
+		c.loop.Add(types.NamespacedName{Namespace: obj.Namespace, Name: obj.Name})
 	}
 }
 
@@ -260,7 +173,7 @@ func (c *Controller) sliceChanged(old, now any) {
 	case managedBy(after) == endpointsManager && (managedBy(before) != endpointsManager || serviceOf(before) != serviceOf(after)):
 		key := serviceOf(after)
 		if c.states[key] != nil || c.inbox[key] != nil {
-			c.queue.Add(key)
+			c.loop.Add(key)
 		}
 	}
 }
@@ -289,7 +202,7 @@ func (c *Controller) note(key types.NamespacedName, name string, slice *discover
 	default:
 		in[name] = nil
 	}
-	c.queue.Add(key)
+	c.loop.Add(key)
 }
 
 // take empties a Service's inbox. The state is nil if the Service has none and

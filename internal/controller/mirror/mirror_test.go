@@ -327,8 +327,8 @@ func TestRunEndsCleanly(t *testing.T) {
 		w.deleteSlice(w.mirrored()[0].Name)
 		w.want()
 		w.writes(0, 0, 0)
-		if w.ctl.queue.Len() != 0 || len(w.ctl.inbox) != 0 {
-			t.Errorf("it still listens: %d Services queued, %d in the inbox", w.ctl.queue.Len(), len(w.ctl.inbox))
+		if w.ctl.loop.Len() != 0 || len(w.ctl.inbox) != 0 {
+			t.Errorf("it still listens: %d Services queued, %d in the inbox", w.ctl.loop.Len(), len(w.ctl.inbox))
 		}
 		stopFactory()
 		w.factory.Shutdown()
@@ -356,8 +356,8 @@ func TestNothingGrowsBeforeRun(t *testing.T) {
 		w.put(foreign("web-last", manager))
 		w.settle()
 		key := types.NamespacedName{Namespace: "default", Name: "web"}
-		if in := w.ctl.inbox[key]; len(in) != 1 || w.ctl.queue.Len() != 1 {
-			t.Errorf("%d slices in the inbox, %d Services queued", len(in), w.ctl.queue.Len())
+		if in := w.ctl.inbox[key]; len(in) != 1 || w.ctl.loop.Len() != 1 {
+			t.Errorf("%d slices in the inbox, %d Services queued", len(in), w.ctl.loop.Len())
 		}
 		w.writes(0, 0, 0)
 		finished := make(chan error, 1)

@@ -2,15 +2,12 @@ package mirror
 
 import (
 	"context"
-	"errors"
 	"maps"
-	"slices"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
@@ -26,8 +23,7 @@ const (
 
 // state is what is known of one Service's mirrored slices.
 type state struct {
-	set   *sliceset.Set
-	ports string // key of the ports of the slice that set is taking in; names of endpoints depend on it
+	set *sliceset.Set
 
 	// What set was last told to want, and from which objects. Informers replace
 	// objects and never change them, so the same pointer means no news.
@@ -46,9 +42,9 @@ type warning struct {
 }
 
 func newState() *state {
-	st := &state{}
-	st.set = sliceset.New(func(e *discovery.Endpoint) string { return endpointName(e, st.ports) })
-	return st
+	return &state{set: sliceset.New(func(s *discovery.EndpointSlice, e *discovery.Endpoint) string {
+		return endpointName(e, sliceset.PortsKey(s.Ports))
+	})}
 }
 
 // reconcile brings one Service's mirrored slices to what they should be.
@@ -82,7 +78,7 @@ func (c *Controller) reconcile(ctx context.Context, key types.NamespacedName) er
 		}
 		return nil
 	}
-	return c.apply(ctx, st, writes)
+	return sliceset.Apply(ctx, c.client.DiscoveryV1(), st.set, writes)
 }
 
 // takenOver says whether the endpoints controller has made slices for the
@@ -151,22 +147,7 @@ func (st *state) observe(name string, slice *discovery.EndpointSlice) {
 		st.set.Forget(name)
 		return
 	}
-	st.ports = sliceset.NewPortSet(slices.Clone(slice.Ports)).Key()
 	st.set.Observe(slice)
-}
-
-// apply sends the writes, one after the other: mostly there is only one.
-func (c *Controller) apply(ctx context.Context, st *state, writes []sliceset.Write) error {
-	var errs []error
-	for _, w := range writes {
-		st.ports = sliceset.NewPortSet(slices.Clone(w.Object.Ports)).Key()
-		err := sliceset.Apply(ctx, c.client.DiscoveryV1(), st.set, []sliceset.Write{w})
-		if w.Op == sliceset.Delete && apierrors.IsNotFound(err) {
-			err = nil // the garbage collector or somebody else was faster
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }
 
 // get looks an object up in an informer's store; nil if it is not there.

@@ -141,6 +141,7 @@ func TestTransitions(t *testing.T) {
 		},
 		"selector added and taken away again": func(w *world) {
 			w.editService(selector)
+			w.want(oneSlice) // the two watches are independent: it must have heard of the selector first
 			w.deleteSlice(w.mirrored()[0].Name)
 			w.want()
 			w.editService(func(s *corev1.Service) { s.Spec.Selector = nil })

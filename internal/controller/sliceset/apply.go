@@ -56,6 +56,8 @@ func applyAll(ctx context.Context, client discoveryclient.EndpointSlicesGetter, 
 		s.Done(w, got[i], errs[i])
 		switch {
 		case errs[i] == nil:
+		case w.Op == Delete && apierrors.IsNotFound(errs[i]): // somebody else was faster
+			errs[i] = nil
 		case w.Op == Create && apierrors.HasStatusCause(errs[i], corev1.NamespaceTerminatingCause):
 			errs[i] = nil
 		default:

@@ -61,7 +61,7 @@ type PortSet struct {
 
 // NewPortSet takes ownership of ports.
 func NewPortSet(ports []discovery.EndpointPort) *PortSet {
-	return &PortSet{key: portsKey(ports), ports: ports}
+	return &PortSet{key: PortsKey(ports), ports: ports}
 }
 
 // Key is equal for port sets that hold the same ports, and only for those.
@@ -70,7 +70,8 @@ func (p *PortSet) Key() string { return p.key }
 // Ports must not be modified.
 func (p *PortSet) Ports() []discovery.EndpointPort { return p.ports }
 
-func portsKey(ports []discovery.EndpointPort) string {
+// PortsKey is the Key of the ports of an observed slice.
+func PortsKey(ports []discovery.EndpointPort) string {
 	parts := make([]string, len(ports))
 	for i, p := range ports {
 		var b strings.Builder
@@ -122,7 +123,7 @@ type Meta struct {
 
 // Set is one Service's slices. It is not safe for concurrent use.
 type Set struct {
-	nameOf func(*discovery.Endpoint) string
+	nameOf func(*discovery.EndpointSlice, *discovery.Endpoint) string
 
 	meta     Meta
 	want     map[Key]*Want       // what should be
@@ -148,7 +149,7 @@ type place struct {
 
 // New makes an empty Set. nameOf gives the Key name of an endpoint found in an
 // observed slice, "" for one that the caller could not have written.
-func New(nameOf func(*discovery.Endpoint) string) *Set {
+func New(nameOf func(*discovery.EndpointSlice, *discovery.Endpoint) string) *Set {
 	return &Set{
 		nameOf:   nameOf,
 		want:     map[Key]*Want{},
@@ -286,12 +287,14 @@ func (s *Set) Done(w Write, got *discovery.EndpointSlice, err error) {
 			}
 			s.unhome(cur)
 		}
-		keys := w.keys
-		if len(keys) != len(got.Endpoints) { // something between us and the store rewrote it
-			keys = nil
-			s.suspect[got.Name] = struct{}{}
+		if len(w.keys) == len(got.Endpoints) {
+			s.install(got, w.keys)
+			return
 		}
-		s.install(got, keys)
+		// Something between us and the store rewrote it.
+		s.markDirty(w.keys)
+		s.markDirty(s.install(got, nil).keys)
+		s.suspect[got.Name] = struct{}{}
 	}
 }
 
@@ -306,11 +309,11 @@ func (s *Set) markDirty(keys []Key) {
 // install makes obj the known version of its slice. keys may be given where
 // they are known already.
 func (s *Set) install(obj *discovery.EndpointSlice, keys []Key) *slice {
-	sl := &slice{obj: obj, keys: keys, ports: portsKey(obj.Ports)}
+	sl := &slice{obj: obj, keys: keys, ports: PortsKey(obj.Ports)}
 	if keys == nil {
 		sl.keys = make([]Key, len(obj.Endpoints))
 		for i := range obj.Endpoints {
-			if name := s.nameOf(&obj.Endpoints[i]); name != "" {
+			if name := s.nameOf(obj, &obj.Endpoints[i]); name != "" {
 				sl.keys[i] = Key{Family: obj.AddressType, Name: name}
 			}
 		}

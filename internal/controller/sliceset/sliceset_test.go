@@ -74,6 +74,8 @@ func podName(e *discovery.Endpoint) string {
 	return e.TargetRef.Name
 }
 
+func nameOf(_ *discovery.EndpointSlice, e *discovery.Endpoint) string { return podName(e) }
+
 func ports(n int32) *PortSet {
 	return NewPortSet([]discovery.EndpointPort{{Name: ptr.To(""), Protocol: ptr.To(corev1.ProtocolTCP), Port: ptr.To(n)}})
 }
@@ -95,7 +97,7 @@ type fixture struct {
 }
 
 func newFixture(t *testing.T, m Meta) *fixture {
-	f := &fixture{t: t, st: &store{slices: map[string]*discovery.EndpointSlice{}}, s: New(podName)}
+	f := &fixture{t: t, st: &store{slices: map[string]*discovery.EndpointSlice{}}, s: New(nameOf)}
 	f.s.SetMeta(m)
 	return f
 }
@@ -154,7 +156,7 @@ func (f *fixture) check() {
 				f.t.Errorf("slice %s holds %v, which is not wanted", sl.Name, k)
 			case seen[k]:
 				f.t.Errorf("%v is there twice", k)
-			case portsKey(sl.Ports) != w.Ports.key:
+			case PortsKey(sl.Ports) != w.Ports.key:
 				f.t.Errorf("%v is in slice %s with other ports", k, sl.Name)
 			case !EndpointEqual(&sl.Endpoints[i], w.Endpoint):
 				f.t.Errorf("%v is %+v, want %+v", k, sl.Endpoints[i], *w.Endpoint)
@@ -345,6 +347,26 @@ func TestEchoAndStaleVersionsAreNoNews(t *testing.T) {
 	}
 }
 
+// What an admission webhook makes of a slice is put right like any edit.
+func TestRewrittenByTheServer(t *testing.T) {
+	for name, rewrite := range map[string]func(*discovery.EndpointSlice){
+		"one is dropped": func(s *discovery.EndpointSlice) { s.Endpoints = s.Endpoints[1:] },
+		"one is added": func(s *discovery.EndpointSlice) {
+			s.Endpoints = append(s.Endpoints, *want("alien", 80, true).Endpoint)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, testMeta(v4))
+			f.put(5, 80, true)
+			w := f.s.Plan(time.Time{})[0]
+			got, err := f.st.apply(w)
+			rewrite(got)
+			f.s.Done(w, got, err)
+			f.wantWrites(0, 1, 0)
+		})
+	}
+}
+
 // A random walk over wants, foreign edits, failures and conflicts always ends
 // in a store that holds exactly what is wanted.
 func TestRandomWalk(t *testing.T) {
@@ -448,7 +470,7 @@ func (f *fixture) observe(name string) {
 // 10,000 pods.
 func BenchmarkFlip(b *testing.B) {
 	st := &store{slices: map[string]*discovery.EndpointSlice{}}
-	s := New(podName)
+	s := New(nameOf)
 	m := testMeta(v4)
 	m.MaxEndpoints = 100
 	s.SetMeta(m)
