@@ -195,6 +195,14 @@ func (c *Controller) pending(key types.NamespacedName) {
 	}
 }
 
+// hasNews says whether something happened to the Service since its inbox was
+// taken.
+func (c *Controller) hasNews(key types.NamespacedName) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.inbox[key] != nil
+}
+
 // idle says that nothing is left to be done about what the handlers were told.
 func (c *Controller) idle() bool {
 	c.mu.Lock()
@@ -289,11 +297,7 @@ func (c *Controller) serve(ctx context.Context, st *service, svc *corev1.Service
 		c.tellHints(svc, e)
 	}
 	st.set.SetMeta(st.meta())
-	err := c.write(ctx, st, svc)
-	if err == nil {
-		st.trigger = time.Time{}
-	}
-	return err
+	return c.write(ctx, st, svc)
 }
 
 // allPods is the pods that the Service selects now and those it did.

@@ -34,10 +34,15 @@ type service struct {
 	pods     map[string]time.Time // pods taken in → their trigger time
 	mirrored map[string]struct{}  // slices of the mirroring controller that exist
 	hints    map[discovery.AddressType]*autoHints
-	known    bool      // served before
-	deleted  bool      // its deletion was seen and is not done with
-	trigger  time.Time // of the oldest change that is not written yet
+	known    bool // served before
+	deleted  bool // its deletion was seen and is not done with
+	trigger  triggers
+	deferred int // how many times in a row obj has waited
 }
+
+// triggers are the times of the oldest change that is not written yet; zero if
+// there is none.
+type triggers struct{ slices, object time.Time }
 
 // autoHints is the state of topology-mode Auto in one family.
 type autoHints struct {
@@ -106,13 +111,15 @@ func (s *service) dropPods() {
 	for name := range s.pods {
 		s.takePod(name, nil, nil)
 	}
-	s.src, s.trigger = nil, time.Time{}
+	s.src, s.trigger, s.deferred = nil, triggers{}, 0
 	clear(s.hints)
 }
 
 func (s *service) triggeredAt(t time.Time) {
-	if s.trigger.IsZero() || t.Before(s.trigger) {
-		s.trigger = t
+	for _, oldest := range []*time.Time{&s.trigger.slices, &s.trigger.object} {
+		if oldest.IsZero() || t.Before(*oldest) {
+			*oldest = t
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,21 +18,36 @@ import (
 // is being deleted: the garbage collector might have been there already.
 var errDeleting = errors.New("the Service is being deleted")
 
-// write sends what the slices and the Endpoints object need, both at once.
+// maxDeferred is how many times in a row the Endpoints object may wait for the
+// slices of newer changes.
+const maxDeferred = 10
+
+// write sends what the slices need, then what the Endpoints object needs. The
+// slices are what proxies and DNS read, and the object is much the larger
+// write, so where newer changes of the Service are waiting they go first.
 func (c *Controller) write(ctx context.Context, st *service, svc *corev1.Service) error {
-	want, holds := st.obj.plan(svc, objectLabels(svc), st.trigger)
-	if want == nil {
-		return c.writeSlices(ctx, st, svc)
-	}
-	object := make(chan error, 1)
-	go func() { object <- c.putObject(ctx, st, svc, want, holds) }()
 	err := c.writeSlices(ctx, st, svc)
-	return errors.Join(err, <-object)
+	if err == nil {
+		st.trigger.slices = time.Time{}
+	}
+	want, holds := st.obj.plan(svc, objectLabels(svc), st.trigger.object)
+	if want != nil {
+		if st.deferred < maxDeferred && c.hasNews(st.key) {
+			st.deferred++
+			return err // the news has it planned again
+		}
+		if e := c.putObject(ctx, st, svc, want, holds); e != nil {
+			return errors.Join(err, e)
+		}
+	}
+	st.deferred = 0
+	st.trigger.object = time.Time{}
+	return err
 }
 
 // writeSlices sends what the slices need. svc is nil where they only go.
 func (c *Controller) writeSlices(ctx context.Context, st *service, svc *corev1.Service) error {
-	writes := st.set.Plan(st.trigger)
+	writes := st.set.Plan(st.trigger.slices)
 	if svc != nil && svc.DeletionTimestamp != nil {
 		writes = withoutCreates(st.set, writes)
 	}

@@ -102,7 +102,6 @@ type Controller struct {
 	loop      *loop.Loop
 	services  cache.Store
 	endpoints cache.Store
-	slices    cache.Indexer
 
 	mu sync.Mutex // guards what follows
 	// inbox is Service → slice → its newest version since the last reconcile, nil
@@ -111,6 +110,9 @@ type Controller struct {
 	// states is Service → state, for those that have or had mirrored slices. What
 	// is in a state belongs to the worker that holds the key.
 	states map[types.NamespacedName]*state
+	// theirs is Service → names of the slices that the endpoints controller has
+	// made for it.
+	theirs map[types.NamespacedName]map[string]struct{}
 }
 
 // New makes a controller and registers it with the informers; nothing is
@@ -133,10 +135,11 @@ func New(o Options) *Controller {
 		loop:   loop.New(loop.Options{Workers: o.Workers, FirstRetry: firstRetry, LastRetry: lastRetry, Logger: o.Logger.With("component", "mirror")}),
 		inbox:  map[types.NamespacedName]map[string]*discovery.EndpointSlice{},
 		states: map[types.NamespacedName]*state{},
+		theirs: map[types.NamespacedName]map[string]struct{}{},
 	}
 	c.services = c.loop.Listen(o.Informers.Core().V1().Services().Informer(), c.objectChanged)
 	c.endpoints = c.loop.Listen(o.Informers.Core().V1().Endpoints().Informer(), c.objectChanged)
-	c.slices = c.loop.Listen(o.Informers.Discovery().V1().EndpointSlices().Informer(), c.sliceChanged)
+	c.loop.Listen(o.Informers.Discovery().V1().EndpointSlices().Informer(), c.sliceChanged)
 	return c
 }
 
@@ -170,10 +173,34 @@ func (c *Controller) sliceChanged(old, now any) {
 	switch {
 	case isOurs(after):
 		c.note(serviceOf(after), after.Name, after)
-	case managedBy(after) == endpointsManager && (managedBy(before) != endpointsManager || serviceOf(before) != serviceOf(after)):
-		key := serviceOf(after)
+	}
+	if managedBy(before) == endpointsManager {
+		c.noteTheirs(before, false)
+	}
+	if managedBy(after) == endpointsManager {
+		c.noteTheirs(after, after.DeletionTimestamp == nil)
+	}
+}
+
+// noteTheirs keeps which Services have slices of the endpoints controller. The
+// caller holds mu.
+func (c *Controller) noteTheirs(slice *discovery.EndpointSlice, exists bool) {
+	key := serviceOf(slice)
+	theirs := c.theirs[key]
+	switch _, known := theirs[slice.Name]; {
+	case exists == known:
+	case exists:
+		if theirs == nil {
+			theirs = map[string]struct{}{}
+			c.theirs[key] = theirs
+		}
+		theirs[slice.Name] = struct{}{}
 		if c.states[key] != nil || c.inbox[key] != nil {
 			c.loop.Add(key)
+		}
+	default:
+		if delete(theirs, slice.Name); len(theirs) == 0 {
+			delete(c.theirs, key)
 		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
@@ -84,16 +83,9 @@ func (c *Controller) reconcile(ctx context.Context, key types.NamespacedName) er
 // takenOver says whether the endpoints controller has made slices for the
 // Service.
 func (c *Controller) takenOver(key types.NamespacedName) bool {
-	found := false
-	selector := labels.SelectorFromSet(labels.Set{
-		discovery.LabelServiceName: key.Name, discovery.LabelManagedBy: endpointsManager,
-	})
-	// The indexer of an informer has this index, and the selector is a valid one.
-	_ = cache.ListAllByNamespace(c.slices, key.Namespace, selector, func(obj any) {
-		slice, ok := obj.(*discovery.EndpointSlice)
-		found = found || ok && slice.DeletionTimestamp == nil
-	})
-	return found
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.theirs[key]) > 0
 }
 
 // want has the slices follow the Endpoints.
