@@ -58,12 +58,19 @@ func (k Kubectl) Run(args ...string) string {
 	return out.Stdout
 }
 
-// Try runs a command that may fail. The error holds the command and what it printed on standard error.
-func (k Kubectl) Try(args ...string) (Output, error) {
+// Command returns a command that is not started yet, for a test that reads along while it runs. It is killed when
+// the test ends; whoever starts it waits for it.
+func (k Kubectl) Command(args ...string) *exec.Cmd {
 	argv := append(k.argv[1:len(k.argv):len(k.argv)], args...)
 	cmd := exec.CommandContext(k.t.Context(), k.argv[0], argv...)
 	cmd.Env = append(environment(k.server.home), "KUBECONFIG="+k.server.Kubeconfig)
 	cmd.Stdin = strings.NewReader(k.stdin)
+	return cmd
+}
+
+// Try runs a command that may fail. The error holds the command and what it printed on standard error.
+func (k Kubectl) Try(args ...string) (Output, error) {
+	cmd := k.Command(args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
