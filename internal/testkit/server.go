@@ -118,6 +118,18 @@ func (s *ServerProcess) Log() string { return s.log.String() }
 // Done is closed when the process that runs now has ended, whoever ended it.
 func (s *ServerProcess) Done() <-chan struct{} { return s.child.done }
 
+// Ended waits for a server that ends by itself and returns how it did: nil is exit code 0. It may be started again.
+func (s *ServerProcess) Ended() error {
+	s.t.Helper()
+	if s.child == nil {
+		s.t.Fatal("wait for endpointd server: it does not run")
+	}
+	c := s.child
+	s.child = nil
+	<-c.done
+	return c.err
+}
+
 func (s *ServerProcess) start() error {
 	if s.child != nil {
 		return errors.New("it runs already")
