@@ -64,6 +64,7 @@ type options struct {
 	services     []int
 	starts       int
 	rounds       int
+	replacements int // rounds of the part replace
 	samples      int // flips of each contender in a round
 	peerSamples  int // flips of upstream in a round of the part big, where each takes long
 	settle       time.Duration
@@ -83,6 +84,7 @@ func parse(args []string) (*options, error) {
 	short := flags.Bool("short", false, "tiny sizes: all parts in less than two minutes, the figures say little")
 	flags.IntVar(&o.starts, "starts", 5, "starts of the server in the part startup")
 	flags.IntVar(&o.rounds, "rounds", 3, "`times` that ours and upstream take turns")
+	flags.IntVar(&o.replacements, "replacements", 2, "`times` that they take turns in the part replace")
 	flags.IntVar(&o.samples, "samples", 200, "flips of a contender in a round")
 	flags.IntVar(&o.peerSamples, "peer-samples", 70, "flips of upstream in a round of the part big")
 	flags.DurationVar(&o.settle, "settle", 10*time.Second, "how long the server rests before its memory is read")
@@ -91,7 +93,8 @@ func parse(args []string) (*options, error) {
 		return nil, err
 	}
 	if *short {
-		*services, o.starts, o.rounds, o.samples, o.peerSamples, o.settle = "3,6", 1, 2, 20, 20, time.Second
+		*services, o.starts, o.samples, o.peerSamples, o.settle = "3,6", 1, 20, 20, time.Second
+		o.rounds, o.replacements = 2, 1
 	}
 	o.run = strings.Split(*run, ",")
 	for _, part := range o.run {
@@ -109,25 +112,22 @@ func parse(args []string) (*options, error) {
 		}
 		o.services = append(o.services, n)
 	}
-	if o.rounds < 1 || o.samples < 2 || o.peerSamples < 2 || o.starts < 1 {
-		return nil, errors.New("-rounds and -starts want at least 1, -samples and -peer-samples at least 2")
+	if o.rounds < 1 || o.replacements < 1 || o.samples < 2 || o.peerSamples < 2 || o.starts < 1 {
+		return nil, errors.New("-rounds, -replacements and -starts want at least 1, -samples and -peer-samples at least 2")
 	}
 	return o, nil
 }
 
 func (o *options) wants(part string) bool { return slices.Contains(o.run, part) }
 
-// main measures, prints and writes.
+// main measures, prints and writes. What was measured before something failed is printed, but not written.
 func (o *options) main(ctx context.Context, out io.Writer) error {
 	report, err := o.measure(ctx)
-	if err != nil {
-		return err
+	if report != nil && len(report.Sections) > 0 {
+		err = errors.Join(err, report.print(out))
 	}
-	if err := report.print(out); err != nil {
+	if err != nil || o.json == "" {
 		return err
-	}
-	if o.json == "" {
-		return nil
 	}
 	return report.write(o.json)
 }

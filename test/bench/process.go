@@ -173,11 +173,13 @@ func (p *process) idle(ctx context.Context, quiet, longest time.Duration) error 
 	}
 }
 
-// memory reads the child's resident memory in bytes, now and at its highest.
-func (p *process) memory() (now, peak int64, err error) {
+// memory is resident memory in bytes: now, what of it is the process's own and not pages of files, and the highest so far.
+type memory struct{ now, anonymous, peak int64 }
+
+func (p *process) memory() (memory, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
-		return 0, 0, err
+		return memory{}, err
 	}
 	field := func(name string) int64 {
 		for line := range strings.Lines(string(status)) {
@@ -188,9 +190,9 @@ func (p *process) memory() (now, peak int64, err error) {
 		}
 		return 0
 	}
-	now, peak = field("VmRSS"), field("VmHWM")
-	if now == 0 || peak == 0 {
-		return 0, 0, fmt.Errorf("memory of %s: no VmRSS and VmHWM in its status", p.name)
+	m := memory{now: field("VmRSS"), anonymous: field("RssAnon"), peak: field("VmHWM")}
+	if m.now == 0 || m.anonymous == 0 || m.peak == 0 {
+		return m, fmt.Errorf("memory of %s: VmRSS, RssAnon and VmHWM are not in its status", p.name)
 	}
-	return now, peak, nil
+	return m, nil
 }

@@ -7,23 +7,25 @@ import (
 
 // replaceRun is one contender's rolling replacement of all pods.
 type replaceRun struct {
-	api             time.Duration // until the API had taken all writes of pods
-	slices          time.Duration // until the slices led to exactly the new pods
-	endpoints       time.Duration // until the Endpoints did, too
-	written         counts
-	cpu, serverCPU  time.Duration
-	peak            int64 // resident memory in bytes, at its highest since the contender was started
-	pods            int
-	beforeReplacing int64 // resident memory in bytes
+	api            time.Duration // until the API had taken all writes of pods
+	slices         time.Duration // until the slices led to exactly the new pods
+	endpoints      time.Duration // until the Endpoints did, too
+	written        counts
+	cpu, serverCPU time.Duration
+	memory         int64 // resident memory of the contender in bytes, before
+	peak           int64 // and at its highest since the contender was started
+	serverMemory   int64 // the server's, afterwards
+	pods           int
 }
 
 // replace has all pods replaced and waits until the contender is done with it.
 func (s *stage) replace(ctx context.Context) (*replaceRun, error) {
 	run := &replaceRun{pods: len(s.load.pods)}
-	var err error
-	if run.beforeReplacing, _, err = s.process.memory(); err != nil {
+	resident, err := s.process.memory()
+	if err != nil {
 		return nil, err
 	}
+	run.memory = resident.now
 	before, err := s.usage()
 	if err != nil {
 		return nil, err
@@ -57,6 +59,11 @@ func (s *stage) replace(ctx context.Context) (*replaceRun, error) {
 	if err := s.profile(false); err != nil {
 		return nil, err
 	}
-	_, run.peak, err = s.process.memory()
+	if resident, err = s.process.memory(); err != nil {
+		return nil, err
+	}
+	run.peak = resident.peak
+	resident, err = s.server.process.memory()
+	run.serverMemory = resident.now
 	return run, err
 }

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
 
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 )
@@ -25,6 +27,7 @@ type server struct {
 	bare                bool     // without its own endpoints controllers
 	// writes and watches have connections of their own, as two users of an API would.
 	writes, watches kubernetes.Interface
+	connections     []*http.Client
 }
 
 func newServer(binary, dir string) (*server, error) {
@@ -69,7 +72,7 @@ func (s *server) start(ctx context.Context, bare bool) (time.Duration, error) {
 	}
 	for _, client := range []*kubernetes.Interface{&s.writes, &s.watches} {
 		if *client, err = s.client(); err != nil {
-			return 0, err
+			return 0, errors.Join(err, s.stop())
 		}
 	}
 	return at.Sub(p.started), nil
@@ -81,20 +84,24 @@ func (s *server) client() (kubernetes.Interface, error) {
 	if err != nil {
 		return nil, err
 	}
-	return kubernetes.NewForConfig(ownConnection(config))
-}
-
-func ownConnection(config *rest.Config) *rest.Config {
 	config.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
-	return config
+	connection, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, err
+	}
+	s.connections = append(s.connections, connection)
+	return kubernetes.NewForConfigAndClient(config, connection)
 }
 
 func (s *server) stop() error {
 	if s.process == nil {
 		return nil
 	}
+	for _, connection := range s.connections {
+		utilnet.CloseIdleConnectionsFor(connection.Transport)
+	}
 	p := s.process
-	s.process = nil
+	s.process, s.connections = nil, nil
 	return p.stop()
 }
 

@@ -44,7 +44,7 @@ func flipSection(title string, columns []string, runs map[string][]*flipRun, big
 		s.Rows = append(s.Rows, row)
 		return &s.Rows[len(s.Rows)-1]
 	}
-	add("the PATCH's own round trip p50", "ms", pooled(patch, 0.5)).Ahead = 0
+	add("the PATCH's own round trip p50", "ms", pooled(patch, 0.5)).Ahead = Ahead{}
 	r := add("PATCH sent → slice seen p50", "ms", pooled(slice, 0.5))
 	if big {
 		r.ahead(30)
@@ -69,12 +69,12 @@ func flipSection(title string, columns []string, runs map[string][]*flipRun, big
 		return float64(r.written.sliceBytes+r.written.endpointsBytes) / 1000
 	}))
 	r = add("controller CPU a flip", "ms", perFlip(func(r *flipRun) float64 { return r.cpu.Seconds() * 1000 }))
+	withoutInside(r)
 	if big {
 		r.ahead(20)
 	}
 	r.atMost(1)
-	withoutInside(r)
-	add("server CPU a flip", "ms", perFlip(func(r *flipRun) float64 { return r.serverCPU.Seconds() * 1000 })).Ahead = 0
+	add("server CPU a flip", "ms", perFlip(func(r *flipRun) float64 { return r.serverCPU.Seconds() * 1000 })).Ahead = Ahead{}
 	return s
 }
 
@@ -82,6 +82,7 @@ func flipSection(title string, columns []string, runs map[string][]*flipRun, big
 func withoutInside(r *Row) {
 	delete(r.Values, insideName)
 	r.Sparse = true
+	r.Ahead.Inside = 0
 }
 
 // replaceSection makes the table of rolling replacements.
@@ -101,7 +102,7 @@ func replaceSection(title string, columns []string, runs map[string][]*replaceRu
 		s.Rows = append(s.Rows, row)
 		return &s.Rows[len(s.Rows)-1]
 	}
-	add("until the API took all writes of pods", "s", func(r *replaceRun) float64 { return r.api.Seconds() }).Ahead = 0
+	add("until the API took all writes of pods", "s", func(r *replaceRun) float64 { return r.api.Seconds() }).Ahead = Ahead{}
 	add("until slices hold exactly the new pods", "s", func(r *replaceRun) float64 { return r.slices.Seconds() }).ahead(1)
 	add("slices right after the last write of a pod", "s", func(r *replaceRun) float64 { return (r.slices - r.api).Seconds() })
 	add("until Endpoints do, too", "s", func(r *replaceRun) float64 { return r.endpoints.Seconds() })
@@ -113,9 +114,10 @@ func replaceSection(title string, columns []string, runs map[string][]*replaceRu
 	if full {
 		cpu.atMost(3)
 	}
-	add("server CPU", "s", func(r *replaceRun) float64 { return r.serverCPU.Seconds() }).Ahead = 0
+	add("server CPU", "s", func(r *replaceRun) float64 { return r.serverCPU.Seconds() }).Ahead = Ahead{}
 	add("controller memory, peak", "MB", func(r *replaceRun) float64 { return float64(r.peak) / 1e6 }).ahead(1)
-	add("controller memory before", "MB", func(r *replaceRun) float64 { return float64(r.beforeReplacing) / 1e6 })
+	add("controller memory before", "MB", func(r *replaceRun) float64 { return float64(r.memory) / 1e6 })
+	add("server memory afterwards", "MB", func(r *replaceRun) float64 { return float64(r.serverMemory) / 1e6 }).Ahead = Ahead{}
 	return s
 }
 
