@@ -228,6 +228,11 @@ func ready(list ...discovery.EndpointSlice) string {
 	return strings.Join(slices.Compact(found), " ")
 }
 
+func sortedWords(words []string) string {
+	slices.Sort(words)
+	return strings.Join(words, " ")
+}
+
 // managers says who manages the slices, each once.
 func managers(list []discovery.EndpointSlice) string {
 	var found []string
