@@ -84,6 +84,7 @@ func RunServer(ctx context.Context, o ServerOptions) error {
 	}
 	start.lap("controllers")
 	s.work.Go(func() { s.renew(dir, names, kubeconfig) })
+	s.work.Go(func() { trimMemory(s.ctx) })
 	o.Logger.Info("ready", start.args()...)
 	o.Ready(clientURL(bound), dir.kubeconfig())
 
