@@ -10,9 +10,10 @@
 // How a change travels: a handler finds the Services that it concerns (index)
 // and notes it in each one's inbox; a worker takes the inbox, brings the changed
 // pods into the Service's desired state (derive, service), plans (sliceset,
-// object: pure) and sends the writes. There is no batching delay: what happens
-// while a Service's writes are in flight waits for them and goes into the next
-// ones together.
+// object: pure) and sends the writes, slices first. There is no batching delay:
+// what happens while a Service's writes are in flight waits for them and goes
+// into the next ones together. Only a Service whose changes keep coming faster
+// than its writes get done is given a pause between them (pace).
 //
 // What a Service gets when it changes (rule):
 //
@@ -210,26 +211,34 @@ func (c *Controller) idle() bool {
 	return len(c.inbox) == 0 && c.busy.Load() == 0
 }
 
-// take empties a Service's inbox.
-func (c *Controller) take(key types.NamespacedName) (*inbox, *service, zoneShares) {
+// take empties a Service's inbox, unless its writes are to pause: then it gives
+// how long.
+func (c *Controller) take(key types.NamespacedName) (*inbox, *service, zoneShares, time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	in := c.inbox[key]
-	if in == nil {
-		in = &inbox{}
-	}
-	delete(c.inbox, key)
 	st := c.states[key]
 	if st == nil {
 		st = newService(key)
 		c.states[key] = st
 	}
-	return in, st, c.shares
+	if wait := st.pace.hold(time.Now()); wait > 0 {
+		return nil, nil, zoneShares{}, wait
+	}
+	in := c.inbox[key]
+	if in == nil {
+		in = &inbox{}
+	}
+	delete(c.inbox, key)
+	return in, st, c.shares, 0
 }
 
 // reconcile makes one Service's slices and Endpoints what they should be.
 func (c *Controller) reconcile(ctx context.Context, key types.NamespacedName) error {
-	in, st, shares := c.take(key)
+	in, st, shares, wait := c.take(key)
+	if wait > 0 {
+		c.loop.AddAfter(key, wait)
+		return nil
+	}
 	for name, slice := range in.slices {
 		if slice == nil {
 			st.set.ObserveDelete(name)
@@ -317,7 +326,7 @@ func (c *Controller) handOver(ctx context.Context, st *service) error {
 	st.dropPods()
 	if st.set.Slices() > 0 && (len(st.mirrored) > 0 || !st.willBeMirrored()) {
 		st.set.SetMeta(st.withoutSlices())
-		if err := c.writeSlices(ctx, st, nil); err != nil {
+		if _, err := c.writeSlices(ctx, st, nil); err != nil {
 			return err
 		}
 	}
@@ -329,7 +338,7 @@ func (c *Controller) handOver(ctx context.Context, st *service) error {
 func (c *Controller) withdraw(ctx context.Context, st *service, whatever bool) error {
 	st.dropPods()
 	st.set.SetMeta(st.withoutSlices())
-	err := c.writeSlices(ctx, st, nil)
+	_, err := c.writeSlices(ctx, st, nil)
 	if ep := st.obj.seen; ep != nil && (whatever || ep.Labels[managedByLabel] == managedByValue) {
 		err = errors.Join(err, c.deleteObject(ctx, st))
 	}

@@ -35,7 +35,6 @@ type object struct {
 	groups  []*addressGroup    // by ports, in order of appearance
 	members map[string]*member // pod name → what it contributes
 	last    []subset           // what the observed object is known to hold; nil if not known
-	meta    map[string]string  // labels that the observed object should have
 	seen    *corev1.Endpoints  // newest version known; nil if there is none
 }
 

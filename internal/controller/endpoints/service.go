@@ -37,7 +37,8 @@ type service struct {
 	known    bool // served before
 	deleted  bool // its deletion was seen and is not done with
 	trigger  triggers
-	deferred int // how many times in a row obj has waited
+	pace     pace
+	object   lag // of obj
 }
 
 // triggers are the times of the oldest change that is not written yet; zero if
@@ -111,7 +112,7 @@ func (s *service) dropPods() {
 	for name := range s.pods {
 		s.takePod(name, nil, nil)
 	}
-	s.src, s.trigger, s.deferred = nil, triggers{}, 0
+	s.src, s.trigger, s.pace, s.object = nil, triggers{}, pace{}, lag{}
 	clear(s.hints)
 }
 

@@ -18,48 +18,53 @@ import (
 // is being deleted: the garbage collector might have been there already.
 var errDeleting = errors.New("the Service is being deleted")
 
-// maxDeferred is how many times in a row the Endpoints object may wait for the
-// slices of newer changes.
-const maxDeferred = 10
-
 // write sends what the slices need, then what the Endpoints object needs. The
-// slices are what proxies and DNS read, and the object is much the larger
-// write, so where newer changes of the Service are waiting they go first.
+// slices are what proxies and DNS read, and the object is much the larger write.
 func (c *Controller) write(ctx context.Context, st *service, svc *corev1.Service) error {
-	err := c.writeSlices(ctx, st, svc)
+	begin := time.Now()
+	n, err := c.writeSlices(ctx, st, svc)
 	if err == nil {
 		st.trigger.slices = time.Time{}
 	}
 	want, holds := st.obj.plan(svc, objectLabels(svc), st.trigger.object)
-	if want != nil {
-		if st.deferred < maxDeferred && c.hasNews(st.key) {
-			st.deferred++
-			return err // the news has it planned again
-		}
-		if e := c.putObject(ctx, st, svc, want, holds); e != nil {
-			return errors.Join(err, e)
-		}
+	now, news := time.Now(), c.hasNews(st.key)
+	if n > 0 {
+		st.pace.wrote(now, now.Sub(begin), news)
 	}
-	st.deferred = 0
+	if want == nil {
+		st.object.wrote(0)
+		st.trigger.object = time.Time{}
+		return err
+	}
+	if wait := st.object.hold(now, news || st.pace.crowded()); wait > 0 {
+		c.pending(st.key)
+		c.loop.AddAfter(st.key, wait)
+		return err
+	}
+	if e := c.putObject(ctx, st, svc, want, holds); e != nil {
+		return errors.Join(err, e)
+	}
+	st.object.wrote(time.Since(now))
 	st.trigger.object = time.Time{}
 	return err
 }
 
-// writeSlices sends what the slices need. svc is nil where they only go.
-func (c *Controller) writeSlices(ctx context.Context, st *service, svc *corev1.Service) error {
+// writeSlices sends what the slices need, and gives how many writes that took.
+// svc is nil where they only go.
+func (c *Controller) writeSlices(ctx context.Context, st *service, svc *corev1.Service) (int, error) {
 	writes := st.set.Plan(st.trigger.slices)
 	if svc != nil && svc.DeletionTimestamp != nil {
 		writes = withoutCreates(st.set, writes)
 	}
 	if len(writes) == 0 {
-		return nil
+		return 0, nil
 	}
 	err := sliceset.Apply(ctx, c.client.DiscoveryV1(), st.set, writes)
 	if err != nil && svc != nil && !apierrors.IsConflict(err) && ctx.Err() == nil {
 		c.recorder.Eventf(svc, corev1.EventTypeWarning, "FailedToUpdateEndpointSlices",
 			"Error updating Endpoint Slices for Service %s/%s: %v", svc.Namespace, svc.Name, err)
 	}
-	return err
+	return len(writes), err
 }
 
 func withoutCreates(set *sliceset.Set, writes []sliceset.Write) []sliceset.Write {

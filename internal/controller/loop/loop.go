@@ -78,6 +78,9 @@ func (l *Loop) Listen(informer cache.SharedIndexInformer, changed func(old, now 
 // Add has the key reconciled, soon.
 func (l *Loop) Add(key types.NamespacedName) { l.queue.Add(key) }
 
+// AddAfter has the key reconciled when d has passed.
+func (l *Loop) AddAfter(key types.NamespacedName, d time.Duration) { l.queue.AddAfter(key, d) }
+
 // Len is how many keys wait for a worker.
 func (l *Loop) Len() int { return l.queue.Len() }
 
