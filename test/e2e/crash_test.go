@@ -285,6 +285,9 @@ func (f *flipper) write(ctx context.Context) {
 		f.next++
 		ip, up := fmt.Sprintf("10.9.%d.%d", f.next/250, f.next%250+1), f.random.IntN(2) == 0
 		_, err := f.s.client.CoreV1().Pods(f.s.name).Patch(ctx, pod, types.StrategicMergePatchType, []byte(podStatus(up, ip)), metav1.PatchOptions{}, "status")
+		if status := apierrors.APIStatus(nil); errors.As(err, &status) {
+			f.s.Errorf("pod %s: %v", pod, err)
+		}
 		if err != nil {
 			return // whether it happened shows after the next start
 		}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/endpointd/endpointd/internal/testkit"
 )
@@ -30,7 +32,11 @@ const (
 	mirrorManager    = "endpointslicemirroring-controller.k8s.io"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+func TestMain(m *testing.M) {
+	// client-go reports every connection that breaks; here they are broken on purpose.
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
+	testkit.Main(m)
+}
 
 // cluster is a running server with ways to talk to it.
 type cluster struct {
@@ -190,9 +196,9 @@ func podStatus(ready bool, ips ...string) string {
 	if ready {
 		condition = "True"
 	}
-	list := make([]string, len(ips))
-	for i, ip := range ips {
-		list[i] = fmt.Sprintf(`{"ip":%q}`, ip)
+	list := []string{`{"$patch":"replace"}`} // the pod may have had others
+	for _, ip := range ips {
+		list = append(list, fmt.Sprintf(`{"ip":%q}`, ip))
 	}
 	return fmt.Sprintf(`{"status":{"phase":"Running","podIP":%q,"podIPs":[%s],"conditions":[{"type":"Ready","status":%q}]}}`,
 		ips[0], strings.Join(list, ","), condition)
