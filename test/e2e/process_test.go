@@ -106,7 +106,7 @@ func TestRefusesForeignFolder(t *testing.T) {
 		}
 		return nil
 	}})
-	dir, err := os.MkdirTemp("", "e2e")
+	dir, err := os.MkdirTemp("", "e2e") //nolint:usetesting // the other user must get in, and t.TempDir lies in a private folder
 	check(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	binary := filepath.Join(dir, "endpointd") // the tree may be out of reach for that user

@@ -27,7 +27,7 @@ func TestServer(t *testing.T) {
 		{"rule", ruleScenarios(), c.kubectls[:1]}, // what is tested is the controllers; one kubectl is enough
 		{"kubectl", kubectlScenarios(), c.kubectls},
 		{"bad", badScenarios(), c.kubectls},
-		{"access", accessScenarios(), c.kubectls[1:]},
+		{"access", accessScenarios(), c.kubectls},
 	} {
 		for _, scenario := range group.scenarios {
 			for _, kubectl := range group.kubectls {
