@@ -43,7 +43,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	shared, err = start(dir, "127.0.0.1:0", nil, nil)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start server:", err)

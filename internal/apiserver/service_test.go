@@ -160,7 +160,7 @@ func kubernetesEndpoints(t *testing.T, client *kubernetes.Clientset, want ...str
 		defer cancel()
 		for {
 			seen = [2][]string{}
-			ep, err1 := client.CoreV1().Endpoints(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{}) //nolint:staticcheck // it is served
+			ep, err1 := client.CoreV1().Endpoints(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{})
 			slice, err2 := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{})
 			if err1 == nil && err2 == nil {
 				for _, subset := range ep.Subsets {

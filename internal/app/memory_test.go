@@ -41,8 +41,7 @@ func TestTrimMemoryGivesBack(t *testing.T) {
 		garbage[i] = 1
 	}
 	before := lookAtMemory().held
-	runtime.KeepAlive(garbage)
-	garbage = nil
+	runtime.KeepAlive(garbage) // its last use
 	testkit.Await(t, 10*trimPeriod, func() error {
 		if held := lookAtMemory().held; held > before-200<<20 {
 			return errors.New("the memory is still held")

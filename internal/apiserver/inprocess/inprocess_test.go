@@ -81,7 +81,7 @@ func TestStream(t *testing.T) {
 		}
 	}
 	close(next)
-	res.Body.Close()
+	_ = res.Body.Close()
 	if err := <-ended; !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("writing to nobody: %v", err)
 	}

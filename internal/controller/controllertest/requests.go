@@ -287,8 +287,8 @@ func (a *API) delete(gvr schema.GroupVersionResource, ns, name string, opts meta
 			return errUID(gvr, name, *p.UID, old)
 		}
 		if v := p.ResourceVersion; v != nil && *v != old.GetResourceVersion() {
-			return apierrors.NewConflict(gvr.GroupResource(), name, fmt.Errorf(
-				"Precondition failed: ResourceVersion in precondition: %v, ResourceVersion in object meta: %v", *v, old.GetResourceVersion())) //nolint:staticcheck // the server's words
+			return apierrors.NewConflict(gvr.GroupResource(), name, fmt.Errorf( //nolint:staticcheck // the server's words
+				"Precondition failed: ResourceVersion in precondition: %v, ResourceVersion in object meta: %v", *v, old.GetResourceVersion()))
 		}
 	}
 	grace := graceOf(old, opts)

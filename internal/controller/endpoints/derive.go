@@ -93,14 +93,14 @@ func (s *source) derive(pod *corev1.Pod, node *corev1.Node) derived {
 		ep := &discovery.Endpoint{
 			Addresses: []string{ip},
 			Conditions: discovery.EndpointConditions{
-				Ready: ptrTo(publish || serving && !terminating), Serving: ptrTo(serving), Terminating: ptrTo(terminating)},
+				Ready: new(publish || serving && !terminating), Serving: new(serving), Terminating: new(terminating)},
 			TargetRef: podRef(pod),
 		}
 		if pod.Spec.NodeName != "" {
 			ep.NodeName = &pod.Spec.NodeName
 		}
 		if node != nil && node.Labels[corev1.LabelTopologyZone] != "" {
-			ep.Zone = ptrTo(node.Labels[corev1.LabelTopologyZone])
+			ep.Zone = new(node.Labels[corev1.LabelTopologyZone])
 		}
 		if s.named(pod) {
 			ep.Hostname = &pod.Spec.Hostname
@@ -289,5 +289,3 @@ func condition(conditions []corev1.PodCondition, t corev1.PodConditionType) *cor
 func podRef(pod *corev1.Pod) *corev1.ObjectReference {
 	return &corev1.ObjectReference{Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
 }
-
-func ptrTo[T any](v T) *T { return &v }

@@ -95,10 +95,16 @@ func checkIndex(t *testing.T, seed uint64) {
 			t.Fatalf("on node n0: %v, want %v", got, want)
 		}
 	}
-	for svc := range services {
+	empty(t, x, slices.Collect(maps.Keys(services)), slices.Collect(maps.Keys(pods)))
+}
+
+// empty takes everything out and checks that nothing is left behind.
+func empty(t *testing.T, x *index, services, pods []types.NamespacedName) {
+	t.Helper()
+	for _, svc := range services {
 		x.setService(svc, nil)
 	}
-	for p := range pods {
+	for _, p := range pods {
 		x.deletePod(p, func(types.NamespacedName) {})
 	}
 	if n := len(x.services) + len(x.pods) + len(x.byPivot) + len(x.byLabel) + len(x.byNode); n != 0 {

@@ -9,13 +9,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 
 	"github.com/endpointd/endpointd/internal/controller/sliceset"
 )
 
 func onePort(n int32) *sliceset.PortSet {
-	return sliceset.NewPortSet([]discovery.EndpointPort{{Name: ptr.To(fmt.Sprint("p", n)), Port: &n, Protocol: ptr.To(corev1.ProtocolTCP)}})
+	return sliceset.NewPortSet([]discovery.EndpointPort{{Name: new(fmt.Sprint("p", n)), Port: &n, Protocol: new(corev1.ProtocolTCP)}})
 }
 
 func address(i int) *corev1.EndpointAddress {
@@ -101,9 +100,6 @@ func TestTruncatedObjectIsWrittenOnlyWhenWhatItShowsChanges(t *testing.T) {
 		o.set(a.TargetRef.Name, address(i), true, onePort(1))
 		if got := write(); got != isShown[a.IP] {
 			t.Fatalf("ready again %s: written %v, shown %v", a.IP, got, isShown[a.IP])
-		}
-		if i == 20 {
-			i = 2980
 		}
 	}
 	for i := 1000; i < 3000; i++ {

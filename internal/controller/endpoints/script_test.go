@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/rogpeppe/go-internal/txtar"
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
@@ -31,17 +30,13 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/klog/v2"
 	"k8s.io/utils/ptr"
 
 	"github.com/endpointd/endpointd/internal/controller/controllertest"
 	"github.com/endpointd/endpointd/internal/testkit"
 )
 
-func TestMain(m *testing.M) {
-	klog.SetLogger(logr.Discard()) // client-go tells of every watch that a test breaks
-	testkit.Main(m)
-}
+func TestMain(m *testing.M) { testkit.Main(m) }
 
 // TestScripts runs every testdata/*.txtar. A script is steps in order:
 //
@@ -121,7 +116,7 @@ func (w *world) restart() {
 
 func (w *world) start() {
 	w.inf = informers.NewSharedInformerFactory(w.ours, 0)
-	w.c = New(Options{Client: w.ours, Informers: w.inf, Recorder: w.events, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	w.c = New(Options{Client: w.ours, Informers: w.inf, Recorder: w.events, Logger: slog.New(slog.DiscardHandler)})
 	w.heard = map[types.UID]string{}
 	w.c.heard = w.hear
 	ctx, cancel := context.WithCancel(context.Background())
@@ -199,7 +194,7 @@ func (w *world) applyYAML(data []byte) {
 	dec := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
 	for {
 		doc, err := dec.Read()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return
 		}
 		w.must(err)
@@ -344,7 +339,9 @@ func parsePod(t testing.TB, f []string) *corev1.Pod {
 		case "port":
 			name, number, _ := strings.Cut(v, ":")
 			var n int32
-			fmt.Sscan(number, &n)
+			if _, err := fmt.Sscan(number, &n); err != nil {
+				t.Fatalf("pod %s: port %q: %v", f[0], v, err)
+			}
 			pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: fmt.Sprint("c", n),
 				Ports: []corev1.ContainerPort{{Name: name, ContainerPort: n, Protocol: corev1.ProtocolTCP}}})
 		default:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -28,7 +27,7 @@ func key(name string) types.NamespacedName {
 }
 
 func newLoop(workers int) *Loop {
-	return New(Options{Workers: workers, FirstRetry: time.Second, LastRetry: 5 * time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	return New(Options{Workers: workers, FirstRetry: time.Second, LastRetry: 5 * time.Second, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // pass lets fake time pass.

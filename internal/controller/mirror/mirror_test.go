@@ -165,7 +165,7 @@ func TestFailedWritesAreTriedAgainLaterEachTime(t *testing.T) {
 }
 
 func TestConflictIsPutRight(t *testing.T) {
-	run(t, func(t *testing.T, w *world) {
+	run(t, func(_ *testing.T, w *world) {
 		first := true
 		w.fail("update", func(clienttesting.Action) error {
 			if !first {
@@ -185,7 +185,7 @@ func TestConflictIsPutRight(t *testing.T) {
 }
 
 func TestSliceDeletedDuringAWriteIsMadeAnew(t *testing.T) {
-	run(t, func(t *testing.T, w *world) {
+	run(t, func(_ *testing.T, w *world) {
 		w.fail("update", func(clienttesting.Action) error {
 			w.deleteSlice(w.mirrored()[0].Name)
 			return nil // and the API answers that there is none
@@ -198,7 +198,7 @@ func TestSliceDeletedDuringAWriteIsMadeAnew(t *testing.T) {
 
 // An admission webhook may store something else than was sent.
 func TestRewrittenSliceIsPutRight(t *testing.T) {
-	run(t, func(t *testing.T, w *world) {
+	run(t, func(_ *testing.T, w *world) {
 		first := true
 		w.fail("create", func(a clienttesting.Action) error {
 			s := a.(clienttesting.CreateAction).GetObject().(*discovery.EndpointSlice)
@@ -251,7 +251,7 @@ func TestTerminatingNamespaceIsLeftInPeace(t *testing.T) {
 }
 
 func TestChangesDuringAWriteGoIntoTheNextTogether(t *testing.T) {
-	run(t, func(t *testing.T, w *world) {
+	run(t, func(_ *testing.T, w *world) {
 		release := make(chan struct{})
 		w.fail("create", func(clienttesting.Action) error { <-release; return nil })
 		w.put(endpoints("a:80 | 10.0.0.1"))
@@ -364,7 +364,9 @@ func TestNothingGrowsBeforeRun(t *testing.T) {
 		go func() { finished <- w.ctl.Run(ctx) }()
 		w.want(oneSlice)
 		cancel()
-		<-finished
+		if err := <-finished; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
 		w.factory.Shutdown()
 	})
 }
@@ -401,7 +403,7 @@ func TestStatesAreForgotten(t *testing.T) {
 
 // Kubernetes #118376 and #127370: what was written while nobody ran is seen.
 func TestSelectorAddedWhileNobodyRan(t *testing.T) {
-	run(t, func(t *testing.T, w *world) {
+	run(t, func(_ *testing.T, w *world) {
 		w.halt()
 		w.editService(selector)
 		w.put(foreign("theirs", endpointsManager))

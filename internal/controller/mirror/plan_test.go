@@ -23,7 +23,7 @@ import (
 func subset(text string) corev1.EndpointSubset {
 	parts := append(strings.Split(text, "|"), "", "")
 	var sub corev1.EndpointSubset
-	for _, p := range strings.Fields(parts[0]) {
+	for p := range strings.FieldsSeq(parts[0]) {
 		name, number, _ := strings.Cut(p, ":")
 		port := corev1.EndpointPort{Name: name, Protocol: corev1.ProtocolTCP}
 		if _, err := fmt.Sscan(number, &port.Port); err != nil {
@@ -32,7 +32,7 @@ func subset(text string) corev1.EndpointSubset {
 		sub.Ports = append(sub.Ports, port)
 	}
 	addresses := func(text string) (out []corev1.EndpointAddress) {
-		for _, a := range strings.Fields(text) {
+		for a := range strings.FieldsSeq(text) {
 			ip, target, named := strings.Cut(a, "=")
 			address := corev1.EndpointAddress{IP: ip}
 			if named {

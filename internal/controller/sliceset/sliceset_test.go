@@ -15,7 +15,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 )
 
 const v4, v6 = discovery.AddressTypeIPv4, discovery.AddressTypeIPv6
@@ -77,13 +76,13 @@ func podName(e *discovery.Endpoint) string {
 func nameOf(_ *discovery.EndpointSlice, e *discovery.Endpoint) string { return podName(e) }
 
 func ports(n int32) *PortSet {
-	return NewPortSet([]discovery.EndpointPort{{Name: ptr.To(""), Protocol: ptr.To(corev1.ProtocolTCP), Port: ptr.To(n)}})
+	return NewPortSet([]discovery.EndpointPort{{Name: new(""), Protocol: new(corev1.ProtocolTCP), Port: new(n)}})
 }
 
 func want(pod string, port int32, ready bool) *Want {
 	return &Want{Ports: ports(port), Endpoint: &discovery.Endpoint{
 		Addresses:  []string{"10.0.0.1"},
-		Conditions: discovery.EndpointConditions{Ready: ptr.To(ready)},
+		Conditions: discovery.EndpointConditions{Ready: new(ready)},
 		TargetRef:  &corev1.ObjectReference{Kind: "Pod", Name: pod},
 	}}
 }
@@ -273,7 +272,7 @@ func TestEditsByOthers(t *testing.T) {
 	}{
 		{"an endpoint is removed", func(s *discovery.EndpointSlice) { s.Endpoints = s.Endpoints[1:] }, 0, 1, 0},
 		{"all endpoints are removed", func(s *discovery.EndpointSlice) { s.Endpoints = nil }, 0, 1, 0},
-		{"an endpoint is changed", func(s *discovery.EndpointSlice) { s.Endpoints[1].Conditions.Ready = ptr.To(false) }, 0, 1, 0},
+		{"an endpoint is changed", func(s *discovery.EndpointSlice) { s.Endpoints[1].Conditions.Ready = new(false) }, 0, 1, 0},
 		{"a stranger is added", func(s *discovery.EndpointSlice) {
 			s.Endpoints = append(s.Endpoints, discovery.Endpoint{Addresses: []string{"10.9.9.9"}})
 		}, 0, 1, 0},
@@ -281,7 +280,7 @@ func TestEditsByOthers(t *testing.T) {
 			s.Endpoints = append(s.Endpoints, discovery.Endpoint{Addresses: []string{"10.9.9.9"}, TargetRef: &corev1.ObjectReference{Kind: "Pod", Name: "alien"}})
 		}, 0, 1, 0},
 		{"an endpoint is doubled", func(s *discovery.EndpointSlice) { s.Endpoints = append(s.Endpoints, s.Endpoints[0]) }, 0, 1, 0},
-		{"ports are changed", func(s *discovery.EndpointSlice) { s.Ports[0].Port = ptr.To[int32](1) }, 0, 1, 0},
+		{"ports are changed", func(s *discovery.EndpointSlice) { s.Ports[0].Port = new(int32(1)) }, 0, 1, 0},
 		{"a label is added", func(s *discovery.EndpointSlice) { s.Labels["x"] = "y" }, 0, 1, 0},
 		{"labels are removed", func(s *discovery.EndpointSlice) { s.Labels = nil }, 0, 1, 0},
 		{"the owner is removed", func(s *discovery.EndpointSlice) { s.OwnerReferences = nil }, 1, 0, 1},
