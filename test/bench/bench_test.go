@@ -40,17 +40,17 @@ func TestShortRun(t *testing.T) {
 	for _, hole := range report.holes() {
 		t.Error(hole)
 	}
-	// The server itself, two sizes of flips, one Service of all pods, and the replacement.
-	if len(report.Sections) != 5 {
-		t.Fatalf("sections: %d, want 5", len(report.Sections))
+	// The server itself, two sizes of flips, one Service of all pods at two paces, and the replacement.
+	if len(report.Sections) != 6 {
+		t.Fatalf("sections: %d, want 6", len(report.Sections))
 	}
-	for _, s := range report.Sections[1:4] {
+	for _, s := range report.Sections[1:5] {
 		wantColumns(t, s, oursName, peerName, limitedName, insideName)
 		for _, column := range s.Columns {
 			wantFlips(t, s, column)
 		}
 	}
-	replaced := report.Sections[4]
+	replaced := report.Sections[5]
 	wantColumns(t, replaced, oursName, peerName)
 	pods := float64(o.services[len(o.services)-1] * podsPerService)
 	for _, column := range replaced.Columns {

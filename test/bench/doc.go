@@ -13,20 +13,20 @@
 // How: a real `endpointd server` (embedded etcd, fsync on) without its own endpoints controllers, and the contenders one
 // after the other as child processes of this program, so that CPU time and memory are told apart by the kernel. They get
 // the same client (protobuf, TLS, client certificate), the same informers without managedFields, and take over each
-// other's slices. The rounds alternate: ours, upstream, ours, upstream … The contenders:
+// other's slices. The rounds alternate: ours, upstream, inside, ours, upstream, inside … The contenders:
 //
 //	ours            internal/controller/endpoints and mirror, no rate limit
 //	upstream        both controllers with kube-controller-manager's defaults (5 workers each, no batching, 100 endpoints a
 //	                slice), but no rate limit: this is the peer of every ratio
 //	upstream 20/s   the same with kube-controller-manager's default rate limit, 20 requests a second and 30 at once for
-//	                each controller
+//	                each controller; once, for reference
 //	ours inside     endpointd as it is shipped: the controllers in the server's process; latency only
 //
 // Flips are sequential: the next one is sent when the slice and the Endpoints were seen and the contender's process has
-// been idle for 10 ms, so what a contender does after its write never burdens its next sample. Writes are events of a
-// watch on EndpointSlices and Endpoints, bytes are the protobuf sizes of the objects in them. CPU is the process's CPU
-// clock. A figure is the median over the runs, p99 is that of all samples together, and the spread over the runs says how
-// noisy the machine was.
+// been idle for 10 ms, so what a contender does after its write never burdens its next sample; the part big also has them
+// back to back. Writes are events of a watch on EndpointSlices and Endpoints, bytes are the protobuf sizes of the objects
+// in them. CPU is the process's CPU clock. A figure is the median over the runs, p99 is that of all samples together, and
+// the spread over the runs says how noisy the machine was.
 //
 // Invariants: loads are bounded and end by themselves; children die with this program; everything is on loopback and in
 // one temporary folder.

@@ -25,11 +25,19 @@ type flipRun struct {
 	cpu, serverCPU          time.Duration
 }
 
+// A pace says when the next flip is sent.
+type pace int
+
+const (
+	whenIdle pace = iota // the contender has nothing more to do about the last one
+	whenSeen             // slice and Endpoints show the last one
+)
+
 // flip turns the readiness of random pods over and back, one flip after the other.
-func (s *stage) flip(ctx context.Context, seed uint64, samples int) (*flipRun, error) {
+func (s *stage) flip(ctx context.Context, seed uint64, samples int, next pace) (*flipRun, error) {
 	random := rand.New(rand.NewPCG(seed, 1)) // every contender of a round flips the same pods
 	for range warmUp / 2 {
-		if err := s.overAndBack(ctx, random, &flipRun{}); err != nil {
+		if err := s.overAndBack(ctx, random, &flipRun{}, whenIdle); err != nil {
 			return nil, fmt.Errorf("warm up: %w", err)
 		}
 	}
@@ -43,9 +51,12 @@ func (s *stage) flip(ctx context.Context, seed uint64, samples int) (*flipRun, e
 	}
 	written := s.seen.written()
 	for run.flips < samples {
-		if err := s.overAndBack(ctx, random, run); err != nil {
+		if err := s.overAndBack(ctx, random, run, next); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.idle(ctx); err != nil {
+		return nil, err
 	}
 	after, err := s.usage()
 	if err != nil {
@@ -57,7 +68,7 @@ func (s *stage) flip(ctx context.Context, seed uint64, samples int) (*flipRun, e
 }
 
 // overAndBack is two flips of one pod: to not ready and to ready again.
-func (s *stage) overAndBack(ctx context.Context, random *rand.Rand, run *flipRun) error {
+func (s *stage) overAndBack(ctx context.Context, random *rand.Rand, run *flipRun, next pace) error {
 	p := s.load.pods[random.IntN(len(s.load.pods))]
 	// Of a Service of more than a thousand pods, Endpoints show the first thousand ready ones, in the order of their
 	// addresses; a pod that is shown goes and comes back with its readiness, the others change nothing.
@@ -65,6 +76,11 @@ func (s *stage) overAndBack(ctx context.Context, random *rand.Rand, run *flipRun
 	for _, ready := range []bool{false, true} {
 		if err := s.one(ctx, p, ready, shown, run); err != nil {
 			return fmt.Errorf("readiness of pod %s to %v: %w", p.name, ready, err)
+		}
+		if next == whenIdle {
+			if err := s.idle(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -100,5 +116,5 @@ func (s *stage) one(ctx context.Context, p pod, ready, shown bool, run *flipRun)
 			return fmt.Errorf("the Endpoints do not follow: %w", ctx.Err())
 		}
 	}
-	return s.idle(ctx)
+	return nil
 }

@@ -94,7 +94,7 @@ func parse(args []string) (*options, error) {
 	}
 	if *short {
 		*services, o.starts, o.samples, o.peerSamples, o.settle = "3,6", 1, 20, 20, time.Second
-		o.rounds, o.replacements = 2, 1
+		o.rounds, o.replacements = 1, 1
 	}
 	o.run = strings.Split(*run, ",")
 	for _, part := range o.run {
@@ -105,7 +105,7 @@ func parse(args []string) (*options, error) {
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
 	}
-	for _, text := range strings.Split(*services, ",") {
+	for text := range strings.SplitSeq(*services, ",") {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 || n > 5000 || len(o.services) > 0 && n <= o.services[len(o.services)-1] {
 			return nil, fmt.Errorf("-services %s: want numbers of 1 to 5000 that grow", *services)
@@ -164,6 +164,9 @@ func (o *options) measure(ctx context.Context) (report *Report, err error) {
 	began := time.Now()
 	b := &bench{options: o, self: self, binary: binary, dir: dir, began: began}
 	b.report = &Report{Command: strings.TrimSpace(o.command), Machine: machine()}
+	if b.report.Machine.SyncMs, err = syncTime(dir); err != nil {
+		return nil, err
+	}
 	err = b.all(ctx)
 	b.report.Seconds, b.report.Machine.LoadAfter = time.Since(began).Seconds(), loadAverage()
 	return b.report, err
@@ -186,6 +189,24 @@ func machine() Machine {
 		}
 	}
 	return m
+}
+
+// syncTime is the median of some small writes that wait for the disk, in milliseconds: each write of the API contains one.
+func syncTime(dir string) (float64, error) {
+	file, err := os.OpenFile(filepath.Join(dir, "sync"), os.O_CREATE|os.O_WRONLY|unix.O_DSYNC, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close() //nolint:errcheck // every write of it was waited for
+	var took []float64
+	for range 100 {
+		began := time.Now()
+		if _, err := file.Write(make([]byte, 4<<10)); err != nil {
+			return 0, err
+		}
+		took = append(took, time.Since(began).Seconds()*1000)
+	}
+	return quantile(took, 0.5), nil
 }
 
 // loadAverage is that of the last minute.

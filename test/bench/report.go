@@ -23,12 +23,13 @@ type Report struct {
 
 // Machine is where it was measured. Load says whether others were at work at the same time.
 type Machine struct {
-	Cores      int    `json:"cores"`
-	CPU        string `json:"cpu"`
-	Kernel     string `json:"kernel"`
-	Go         string `json:"go"`
-	LoadBefore string `json:"loadBefore"`
-	LoadAfter  string `json:"loadAfter"`
+	Cores      int     `json:"cores"`
+	CPU        string  `json:"cpu"`
+	Kernel     string  `json:"kernel"`
+	Go         string  `json:"go"`
+	SyncMs     float64 `json:"syncMs"` // a small write that waits for the disk
+	LoadBefore string  `json:"loadBefore"`
+	LoadAfter  string  `json:"loadAfter"`
 }
 
 // A Section is one table.
@@ -156,9 +157,9 @@ func (r *Report) holes() []string {
 
 // print writes the tables.
 func (r *Report) print(w io.Writer) error {
-	fmt.Fprintf(w, "%s\n%d cores, %s, Linux %s, %s; load average %s before, %s after; %.0f s\n",
+	fmt.Fprintf(w, "%s\n%d cores, %s, Linux %s, %s; a synced write of 4 kB %s ms; load average %s before, %s after; %.0f s\n",
 		r.Command, r.Machine.Cores, cmp.Or(r.Machine.CPU, "unknown CPU"), r.Machine.Kernel, r.Machine.Go,
-		r.Machine.LoadBefore, r.Machine.LoadAfter, r.Seconds)
+		number(r.Machine.SyncMs), r.Machine.LoadBefore, r.Machine.LoadAfter, r.Seconds)
 	fmt.Fprintln(w, "medians over the runs (lowest–highest run); p99 is of all samples; ahead is upstream divided by ours")
 	for _, s := range r.Sections {
 		fmt.Fprintf(w, "\n%s\n", s.Title)
