@@ -306,7 +306,7 @@ func (c *Controller) serve(ctx context.Context, st *service, svc *corev1.Service
 		c.tellHints(svc, e)
 	}
 	st.set.SetMeta(st.meta())
-	return c.write(ctx, st, svc)
+	return c.write(ctx, st, svc, len(in.pods))
 }
 
 // allPods is the pods that the Service selects now and those it did.

@@ -2,41 +2,39 @@ package endpoints
 
 import "time"
 
-// Slices of a Service whose changes keep coming while its writes are in flight
-// are written at most this often. A consumer is then this far behind, in the
-// middle of a change of thousands of pods.
-const maxPause = 100 * time.Millisecond
+// A Service under a flood of changes is written in batches of at least crowd
+// changes, with a pause of at most maxPause between them: a consumer is that far
+// behind, in the middle of a change of thousands of pods.
+const (
+	crowd    = 4
+	maxPause = 100 * time.Millisecond
+)
 
 // pace keeps a Service whose changes never stop from being written without end,
-// each time for the sake of one pod more: the more the changes crowd, the longer
-// it waits for the next ones to write them together. A change that comes after a
-// quiet moment is never held, nor is the one that comes during its write.
+// each time for the sake of one pod more. The pause after a write follows the
+// number of changes that it took along: many, and it doubles; few, and it halves
+// until there is none. So changes that come one at a time are never held, however
+// fast they follow each other.
 type pace struct {
 	pause     time.Duration // after the last writes
 	notBefore time.Time     // the next writes
-	crowding  bool          // changes came during the last writes, or in the pause after them
 }
 
 // hold gives how long the next writes are to wait.
-func (p *pace) hold(now time.Time) time.Duration {
-	wait := p.notBefore.Sub(now)
-	if wait <= 0 {
-		return 0
-	}
-	p.crowding = true
-	return wait
-}
+func (p *pace) hold(now time.Time) time.Duration { return max(p.notBefore.Sub(now), 0) }
 
-// wrote takes in that writes have ended, how long they took, and whether there
-// are newer changes already.
-func (p *pace) wrote(now time.Time, took time.Duration, news bool) {
-	if p.crowding {
-		p.pause = min(2*max(p.pause, took), maxPause)
-	} else {
+// wrote takes in that writes for so many changes have ended, and how long they
+// took.
+func (p *pace) wrote(now time.Time, took time.Duration, changes int) {
+	switch {
+	case changes >= crowd:
+		p.pause = min(max(2*p.pause, took), maxPause)
+	case p.pause < time.Millisecond:
 		p.pause = 0
+	default:
+		p.pause /= 2
 	}
 	p.notBefore = now.Add(p.pause)
-	p.crowding = news
 }
 
 // crowded says that the last writes were followed by a pause.

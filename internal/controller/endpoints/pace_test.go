@@ -13,9 +13,7 @@ func drive(changes []time.Duration, took time.Duration) (written []time.Duration
 	var now time.Duration
 	for i := 0; i < len(changes); {
 		now = max(now, changes[i])
-		if wait := p.hold(zero.Add(now)); wait > 0 {
-			now += wait
-		}
+		now += p.hold(zero.Add(now))
 		taken := 0
 		for i+taken < len(changes) && changes[i+taken] <= now {
 			taken++
@@ -26,7 +24,7 @@ func drive(changes []time.Duration, took time.Duration) (written []time.Duration
 			written = append(written, now)
 		}
 		i += taken
-		p.wrote(zero.Add(now), took, i < len(changes) && changes[i] <= now)
+		p.wrote(zero.Add(now), took, taken)
 	}
 	return written, writes
 }
@@ -50,6 +48,7 @@ func TestPace(t *testing.T) {
 		{"changes that come one after the other are never held", every(6*ms, 100), 5 * ms, 5 * ms, 100},
 		{"one that comes during a write is written next", []time.Duration{0, 2 * ms}, 5 * ms, 8 * ms, 2},
 		{"a few at once are two writes", []time.Duration{0, ms, ms, ms, 2 * ms}, 5 * ms, 9 * ms, 2},
+		{"changes that each come during the last one's write are never held", every(4*ms, 100), 5 * ms, 13 * ms, 100},
 		{"changes without end are written ten times a second", every(ms, 10_000), 5 * ms, maxPause + 10*ms, 110},
 		{"slow writes, too", every(ms, 10_000), 200 * ms, maxPause + 400*ms, 40},
 	}

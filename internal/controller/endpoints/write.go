@@ -20,7 +20,8 @@ var errDeleting = errors.New("the Service is being deleted")
 
 // write sends what the slices need, then what the Endpoints object needs. The
 // slices are what proxies and DNS read, and the object is much the larger write.
-func (c *Controller) write(ctx context.Context, st *service, svc *corev1.Service) error {
+// changes is the number of pods whose changes led to this.
+func (c *Controller) write(ctx context.Context, st *service, svc *corev1.Service, changes int) error {
 	begin := time.Now()
 	n, err := c.writeSlices(ctx, st, svc)
 	if err == nil {
@@ -29,7 +30,7 @@ func (c *Controller) write(ctx context.Context, st *service, svc *corev1.Service
 	want, holds := st.obj.plan(svc, objectLabels(svc), st.trigger.object)
 	now, news := time.Now(), c.hasNews(st.key)
 	if n > 0 {
-		st.pace.wrote(now, now.Sub(begin), news)
+		st.pace.wrote(now, now.Sub(begin), changes)
 	}
 	if want == nil {
 		st.object.wrote(0)
