@@ -159,6 +159,9 @@ func ruleRepaired(s *space) {
 			if list[0].Labels["team"] != "blue" || list[0].Labels[discovery.LabelManagedBy] != endpointsManager {
 				return fmt.Errorf("%s: labels %v", what, list[0].Labels)
 			}
+			if len(list[0].OwnerReferences) != 1 {
+				return fmt.Errorf("%s: owners %v", what, list[0].OwnerReferences)
+			}
 			if got := s.endpoints("web"); got != webReady {
 				return fmt.Errorf("%s: endpoints %q", what, got)
 			}
@@ -179,11 +182,6 @@ func ruleRepaired(s *space) {
 	s.apply(`{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: web-foreign, labels: {kubernetes.io/service-name: web, endpointslice.kubernetes.io/managed-by: ` +
 		endpointsManager + `}}, addressType: IPv4, endpoints: [{addresses: [192.0.2.9]}], ports: [{name: http, port: 8080}]}`)
 	repaired("slice added under our label", "get", "endpointslices")
-	for _, slice := range s.slices("web") {
-		if len(slice.OwnerReferences) != 1 {
-			s.Errorf("slice %s: owners %v", slice.Name, slice.OwnerReferences)
-		}
-	}
 }
 
 func ruleExternalName(s *space) {
