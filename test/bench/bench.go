@@ -244,7 +244,7 @@ func (b *bench) flips(ctx context.Context, title string) error {
 	})
 	for _, next := range paces {
 		if len(runs[next]) > 0 {
-			b.report.Sections = append(b.report.Sections, flipSection(titles[next], columnsOf(runs[next]), runs[next], b.load.big))
+			b.report.Sections = append(b.report.Sections, flipSection(titles[next], columnsOf(runs[next]), runs[next], b.load.scale()))
 		}
 	}
 	return err
@@ -275,7 +275,7 @@ func (b *bench) replaceAll(ctx context.Context) error {
 		})
 	})
 	if len(runs) > 0 {
-		b.report.Sections = append(b.report.Sections, replaceSection(title, columnsOf(runs), runs, len(b.load.pods) >= 10_000))
+		b.report.Sections = append(b.report.Sections, replaceSection(title, columnsOf(runs), runs, b.load.scale()))
 	}
 	return err
 }

@@ -145,7 +145,7 @@ func TestQuantile(t *testing.T) {
 // TestHoles checks that a report that lacks something does not pass for a complete one.
 func TestHoles(t *testing.T) {
 	report := func(change func(*Section)) *Report {
-		s := flipSection("flips", []string{oursName, peerName}, map[string][]*flipRun{oursName: {flips(7)}, peerName: {flips(14)}}, true)
+		s := flipSection("flips", []string{oursName, peerName}, map[string][]*flipRun{oursName: {flips(7)}, peerName: {flips(14)}}, fullService)
 		change(&s)
 		return &Report{Sections: []Section{s}}
 	}
@@ -172,7 +172,7 @@ func TestHoles(t *testing.T) {
 // TestTargets checks that a target can be missed.
 func TestTargets(t *testing.T) {
 	verdicts := func(ours, peer float64) string {
-		s := flipSection("flips", []string{oursName, peerName}, map[string][]*flipRun{oursName: {flips(ours)}, peerName: {flips(peer)}}, true)
+		s := flipSection("flips", []string{oursName, peerName}, map[string][]*flipRun{oursName: {flips(ours)}, peerName: {flips(peer)}}, fullService)
 		return s.Rows[1].aheadText() + " " + s.Rows[1].targetText()
 	}
 	for _, c := range []struct {

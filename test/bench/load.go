@@ -45,6 +45,17 @@ func (l *load) serviceOf(p pod) string {
 	return p.service
 }
 
+// scale says which targets are about such a load.
+func (l *load) scale() scale {
+	switch {
+	case !l.big:
+		return manyServices
+	case len(l.pods) < 10_000:
+		return oneService
+	}
+	return fullService
+}
+
 // each calls do for 0 … n-1 with at most writers at once, and stops at the first error.
 func each(ctx context.Context, n int, do func(context.Context, int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)

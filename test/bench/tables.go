@@ -2,8 +2,17 @@ package main
 
 import "slices"
 
-// flipSection makes the table of flips from the runs of each contender. big adds the targets of one large Service.
-func flipSection(title string, columns []string, runs map[string][]*flipRun, big bool) Section {
+// A scale says which targets hold.
+type scale int
+
+const (
+	manyServices scale = iota // of ten pods each
+	oneService                // of all pods, fewer than the targets are about
+	fullService               // of at least ten thousand pods
+)
+
+// flipSection makes the table of flips from the runs of each contender.
+func flipSection(title string, columns []string, runs map[string][]*flipRun, size scale) Section {
 	pooled := func(pick func(*flipRun) []float64, q float64) func([]*flipRun) Value {
 		return func(rs []*flipRun) Value {
 			var all, each []float64
@@ -46,7 +55,7 @@ func flipSection(title string, columns []string, runs map[string][]*flipRun, big
 	}
 	add("the PATCH's own round trip p50", "ms", pooled(patch, 0.5)).Ahead = Ahead{}
 	r := add("PATCH sent → slice seen p50", "ms", pooled(slice, 0.5))
-	if big {
+	if size == fullService {
 		r.ahead(30)
 	} else {
 		r.ahead(1)
@@ -60,8 +69,8 @@ func flipSection(title string, columns []string, runs map[string][]*flipRun, big
 		}
 		return median(each, flips)
 	}).atMost(1.5)
-	add("PATCH sent → Endpoints seen p50", "ms", pooled(object, 0.5)).Sparse = big
-	add("PATCH sent → Endpoints seen p99", "ms", pooled(object, 0.99)).Sparse = big
+	add("PATCH sent → Endpoints seen p50", "ms", pooled(object, 0.5)).Sparse = size != manyServices // Endpoints hold a thousand addresses, and random pods may not be among them
+	add("PATCH sent → Endpoints seen p99", "ms", pooled(object, 0.99)).Sparse = size != manyServices
 	r = add("slice writes a flip", "writes", perFlip(func(r *flipRun) float64 { return float64(r.written.slices) }))
 	r.atMost(1)
 	add("Endpoints writes a flip", "writes", perFlip(func(r *flipRun) float64 { return float64(r.written.endpoints) }))
@@ -70,7 +79,7 @@ func flipSection(title string, columns []string, runs map[string][]*flipRun, big
 	}))
 	r = add("controller CPU a flip", "ms", perFlip(func(r *flipRun) float64 { return r.cpu.Seconds() * 1000 }))
 	withoutInside(r)
-	if big {
+	if size == fullService {
 		r.ahead(20)
 	}
 	r.atMost(1)
@@ -86,7 +95,7 @@ func withoutInside(r *Row) {
 }
 
 // replaceSection makes the table of rolling replacements.
-func replaceSection(title string, columns []string, runs map[string][]*replaceRun, full bool) Section {
+func replaceSection(title string, columns []string, runs map[string][]*replaceRun, size scale) Section {
 	s := Section{Title: title, Columns: columns}
 	add := func(name, unit string, of func(*replaceRun) float64) *Row {
 		row := Row{Name: name, Unit: unit, Values: map[string]Value{}}
@@ -111,7 +120,7 @@ func replaceSection(title string, columns []string, runs map[string][]*replaceRu
 	add("bytes written", "MB", func(r *replaceRun) float64 { return float64(r.written.sliceBytes+r.written.endpointsBytes) / 1e6 })
 	cpu := add("controller CPU", "s", func(r *replaceRun) float64 { return r.cpu.Seconds() })
 	cpu.ahead(1)
-	if full {
+	if size == fullService {
 		cpu.atMost(3)
 	}
 	add("server CPU", "s", func(r *replaceRun) float64 { return r.serverCPU.Seconds() }).Ahead = Ahead{}
