@@ -247,6 +247,7 @@ func (o *object) plan(svc *corev1.Service, labels map[string]string, triggerTime
 			return nil, nil
 		}
 		ep.ObjectMeta = o.seen.ObjectMeta
+		ep.ManagedFields = sliceset.Untracked()
 		ep.Annotations = maps.Clone(o.seen.Annotations)
 	}
 	ep.Labels = labels

@@ -39,6 +39,7 @@ type service struct {
 	trigger  triggers
 	pace     pace
 	object   lag // of obj
+	deferred int // how many times in a row obj has made way
 }
 
 // triggers are the times of the oldest change that is not written yet; zero if
@@ -112,7 +113,7 @@ func (s *service) dropPods() {
 	for name := range s.pods {
 		s.takePod(name, nil, nil)
 	}
-	s.src, s.trigger, s.pace, s.object = nil, triggers{}, pace{}, lag{}
+	s.src, s.trigger, s.pace, s.object, s.deferred = nil, triggers{}, pace{}, lag{}, 0
 	clear(s.hints)
 }
 

@@ -18,6 +18,10 @@ import (
 // is being deleted: the garbage collector might have been there already.
 var errDeleting = errors.New("the Service is being deleted")
 
+// maxDeferred is how many times in a row the Endpoints object makes way for the
+// slices of a newer change.
+const maxDeferred = 2
+
 // write sends what the slices need, then what the Endpoints object needs. The
 // slices are what proxies and DNS read, and the object is much the larger write.
 // changes is the number of pods whose changes led to this.
@@ -37,11 +41,16 @@ func (c *Controller) write(ctx context.Context, st *service, svc *corev1.Service
 		st.trigger.object = time.Time{}
 		return err
 	}
-	if wait := st.object.hold(now, news || st.pace.crowded()); wait > 0 {
+	if news && st.deferred < maxDeferred {
+		st.deferred++
+		return err // the news has it planned again
+	}
+	if wait := st.object.hold(now, st.pace.crowded()); wait > 0 {
 		c.pending(st.key)
 		c.loop.AddAfter(st.key, wait)
 		return err
 	}
+	st.deferred = 0
 	if e := c.putObject(ctx, st, svc, want, holds); e != nil {
 		return errors.Join(err, e)
 	}
