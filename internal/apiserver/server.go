@@ -47,7 +47,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	routeKlog(o.Logger)
+	RouteKlog(o.Logger)
 	external := etcd.External{Servers: o.Etcd.Servers, CAFile: o.Etcd.CAFile, CertFile: o.Etcd.CertFile, KeyFile: o.Etcd.KeyFile}
 	if err := etcd.Check(ctx, external); err != nil {
 		return nil, err

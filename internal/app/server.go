@@ -40,7 +40,8 @@ const renewPeriod = 24 * time.Hour
 
 // RunServer runs until ctx ends, and then stops everything in order. When etcd can not go on it returns at once, because
 // nothing that is left to do could be stored: the process must end then.
-func RunServer(ctx context.Context, o ServerOptions) error {
+func RunServer(ctx context.Context, o ServerOptions) (err error) {
+	apiserver.RouteKlog(o.Logger)
 	start := newStopwatch()
 	dir, err := openFolder(o.DataDir)
 	if err != nil {
@@ -51,7 +52,12 @@ func RunServer(ctx context.Context, o ServerOptions) error {
 	if err != nil {
 		return err
 	}
-	defer listener.Close() //nolint:errcheck // the API server has closed it, except after an error
+	defer func() {
+		// After a failure of the storage the API server still listens, and panics when somebody else closes its listener.
+		if !isStorage(err) {
+			_ = listener.Close() // mostly the API server has closed it
+		}
+	}()
 	bound := boundAddress(listener)
 	names, err := certNames(bound.Addr(), o.ServiceCIDRs)
 	if err != nil {

@@ -5,7 +5,8 @@
 // What flows in: Services, Pods, Nodes, EndpointSlices and Endpoints from
 // shared informers. What flows out: creates, updates and deletes through the
 // API, as few as the change needs. Semantics: spec §3.2, read from Kubernetes
-// v1.37.
+// v1.37; so a pod on a node that does not exist is in Endpoints and not in a
+// slice, as there.
 //
 // How a change travels: a handler finds the Services that it concerns (index)
 // and notes it in each one's inbox; a worker takes the inbox, brings the changed
