@@ -12,7 +12,7 @@
 //
 // How: a real `endpointd server` (embedded etcd, fsync on) without its own endpoints controllers, and the contenders one
 // after the other as child processes of this program, so that CPU time and memory are told apart by the kernel. They get
-// the same client (protobuf, TLS, client certificate), the same informers without managedFields, and take over each
+// the same client (protobuf, TLS, client certificate, no compression), the same informers without managedFields, and take over each
 // other's slices. The rounds alternate: ours, upstream, inside, ours, upstream, inside … The contenders:
 //
 //	ours            internal/controller/endpoints and mirror, no rate limit
