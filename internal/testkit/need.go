@@ -37,20 +37,31 @@ func Program(name string) Feature {
 }
 
 // Net is a user namespace with a network of its own, for which nobody needs to be root.
-func Net() Feature {
-	return Feature{Name: "net", Since: "3.8", Probe: func(ctx context.Context) error {
+func Net() Feature { return namespaces("net", "3.8", syscall.CLONE_NEWNET) }
+
+// Mount is a user namespace with mounts of its own, for which nobody needs to be root.
+func Mount() Feature { return namespaces("mount", "3.12", syscall.CLONE_NEWNS) }
+
+func namespaces(name, since string, flags uintptr) Feature {
+	return Feature{Name: name, Since: since, Probe: func(ctx context.Context) error {
 		cmd := exec.CommandContext(ctx, "true")
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		}
+		cmd.SysProcAttr = AsRootOf(flags)
 		err := cmd.Run()
 		if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) {
 			return fmt.Errorf("user namespaces: %w: %w", ErrNotAllowed, err)
 		}
 		return err
 	}}
+}
+
+// AsRootOf has a child be root in a user namespace of its own and in the others that flags ask for
+// (syscall.CLONE_NEWNET and the like).
+func AsRootOf(flags uintptr) *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | flags,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	}
 }
 
 // Need skips the test if the machine lacks the feature. A skip is earned: it becomes a failure if the kernel

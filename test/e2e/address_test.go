@@ -52,13 +52,8 @@ func isolated(t *testing.T, text string) string {
 	dir := t.TempDir() + "/data"
 	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", text)
 	cmd.Env = append(os.Environ(), "BIN="+testkit.Binary(t), "DIR="+dir, "HOME="+t.TempDir(), "KUBECONFIG=")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		Pdeathsig:   syscall.SIGKILL,
-		Setpgid:     true,
-	}
+	cmd.SysProcAttr = testkit.AsRootOf(syscall.CLONE_NEWNET)
+	cmd.SysProcAttr.Setpgid = true
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // the server, too
 	var stderr strings.Builder
 	cmd.Stderr = &stderr

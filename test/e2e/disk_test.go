@@ -23,48 +23,22 @@ import (
 // namespace of a child that does nothing but hold it.
 func smallDisk(t *testing.T, size string) string {
 	t.Helper()
-	hold := func(ctx context.Context) (*exec.Cmd, io.ReadCloser, io.Closer, error) {
-		cmd := exec.CommandContext(ctx, "sh", "-c", "mount -t tmpfs -o mode=700,size="+size+" small /mnt && echo mounted && exec cat")
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		}
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		if err := cmd.Start(); err != nil {
-			if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) {
-				err = fmt.Errorf("user namespaces: %w: %w", testkit.ErrNotAllowed, err)
-			}
-			return nil, nil, nil, err
-		}
-		line := make([]byte, len("mounted\n"))
-		if _, err := io.ReadFull(out, line); err != nil {
-			_ = in.Close()
-			return nil, nil, nil, fmt.Errorf("mount a tmpfs in a namespace: %w: %w", testkit.ErrNotAllowed, errors.Join(err, cmd.Wait()))
-		}
-		return cmd, out, in, nil
-	}
-	testkit.Need(t, testkit.Feature{Name: "mount", Since: "3.12", Probe: func(ctx context.Context) error {
-		cmd, _, in, err := hold(ctx)
-		if err != nil {
-			return err
-		}
-		return errors.Join(in.Close(), cmd.Wait())
-	}})
-	cmd, _, in, err := hold(context.WithoutCancel(t.Context()))
+	testkit.Need(t, testkit.Mount())
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), "sh", "-c", "mount -t tmpfs -o mode=700,size="+size+" small /mnt && echo mounted && exec cat")
+	cmd.SysProcAttr = testkit.AsRootOf(syscall.CLONE_NEWNS)
+	in, err := cmd.StdinPipe()
 	check(t, err)
+	out, err := cmd.StdoutPipe()
+	check(t, err)
+	check(t, cmd.Start())
 	t.Cleanup(func() {
 		if err := errors.Join(in.Close(), cmd.Wait()); err != nil {
 			t.Errorf("holder of the disk: %v", err)
 		}
 	})
+	if _, err := io.ReadFull(out, make([]byte, len("mounted\n"))); err != nil {
+		t.Fatalf("mount a tmpfs in a namespace: %v", err)
+	}
 	return fmt.Sprintf("/proc/%d/root/mnt", cmd.Process.Pid)
 }
 

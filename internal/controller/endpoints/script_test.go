@@ -145,18 +145,9 @@ func (w *world) settled() error {
 	if !w.c.idle() {
 		return errors.New("the controller is at work")
 	}
-	ctx := context.Background()
 	stored := map[types.UID]string{}
-	svcs, _ := w.user.CoreV1().Services("").List(ctx, metav1.ListOptions{})
-	pods, _ := w.user.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
-	nodes, _ := w.user.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	eps, _ := w.user.CoreV1().Endpoints("").List(ctx, metav1.ListOptions{})
-	sls, _ := w.user.DiscoveryV1().EndpointSlices("").List(ctx, metav1.ListOptions{})
-	for _, list := range []runtime.Object{svcs, pods, nodes, eps, sls} {
-		w.must(meta.EachListItem(list, func(o runtime.Object) error {
-			stored[o.(metav1.Object).GetUID()] = o.(metav1.Object).GetResourceVersion()
-			return nil
-		}))
+	for _, o := range w.objects() {
+		stored[o.GetUID()] = o.GetResourceVersion()
 	}
 	w.mu.Lock()
 	same := maps.Equal(stored, w.heard)
@@ -168,6 +159,24 @@ func (w *world) settled() error {
 		return errors.New("the controller is at work")
 	}
 	return nil
+}
+
+// objects is everything in the API that the controller listens to.
+func (w *world) objects() (out []metav1.Object) {
+	ctx, all := context.Background(), metav1.ListOptions{}
+	svcs, err1 := w.user.CoreV1().Services("").List(ctx, all)
+	pods, err2 := w.user.CoreV1().Pods("").List(ctx, all)
+	nodes, err3 := w.user.CoreV1().Nodes().List(ctx, all)
+	eps, err4 := w.user.CoreV1().Endpoints("").List(ctx, all)
+	sls, err5 := w.user.DiscoveryV1().EndpointSlices("").List(ctx, all)
+	w.must(errors.Join(err1, err2, err3, err4, err5))
+	for _, list := range []runtime.Object{svcs, pods, nodes, eps, sls} {
+		w.must(meta.EachListItem(list, func(o runtime.Object) error {
+			out = append(out, o.(metav1.Object))
+			return nil
+		}))
+	}
+	return out
 }
 
 // hear keeps what the controller's handlers were told last of each object.

@@ -19,7 +19,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -227,18 +226,9 @@ func (s *stroll) compare() {
 // are the same unless the controller has changed one.
 func (s *stroll) unmodified() {
 	s.t.Helper()
-	ctx := context.Background()
 	stored := map[types.UID]any{}
-	svcs, _ := s.user.CoreV1().Services("").List(ctx, metav1.ListOptions{})
-	pods, _ := s.user.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
-	nodes, _ := s.user.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	eps, _ := s.user.CoreV1().Endpoints("").List(ctx, metav1.ListOptions{})
-	sls, _ := s.user.DiscoveryV1().EndpointSlices("").List(ctx, metav1.ListOptions{})
-	for _, list := range []runtime.Object{svcs, pods, nodes, eps, sls} {
-		s.must(meta.EachListItem(list, func(o runtime.Object) error {
-			stored[o.(metav1.Object).GetUID()] = o
-			return nil
-		}))
+	for _, o := range s.objects() {
+		stored[o.GetUID()] = o
 	}
 	core := s.inf.Core().V1()
 	for _, inf := range []cache.SharedIndexInformer{core.Services().Informer(), core.Pods().Informer(), core.Nodes().Informer(),
