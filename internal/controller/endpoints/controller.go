@@ -137,16 +137,18 @@ func New(o Options) *Controller {
 		shares: sharesOf(nil),
 	}
 	core := o.Informers.Core().V1()
-	c.services = c.listen(core.Services().Informer(), c.serviceChanged)
-	c.pods = c.listen(core.Pods().Informer(), c.podChanged)
-	c.nodes = c.listen(core.Nodes().Informer(), c.nodeChanged)
+	// First what the handlers read: they are called as soon as they are known.
+	c.services, c.pods, c.nodes = core.Services().Informer().GetStore(), core.Pods().Informer().GetStore(), core.Nodes().Informer().GetStore()
+	c.listen(core.Services().Informer(), c.serviceChanged)
+	c.listen(core.Pods().Informer(), c.podChanged)
+	c.listen(core.Nodes().Informer(), c.nodeChanged)
 	c.listen(core.Endpoints().Informer(), c.endpointsChanged)
 	c.listen(o.Informers.Discovery().V1().EndpointSlices().Informer(), c.sliceChanged)
 	return c
 }
 
-func (c *Controller) listen(informer cache.SharedIndexInformer, changed func(old, now any)) cache.Store {
-	return c.loop.Listen(informer, func(old, now any) {
+func (c *Controller) listen(informer cache.SharedIndexInformer, changed func(old, now any)) {
+	c.loop.Listen(informer, func(old, now any) {
 		changed(old, now)
 		if c.heard != nil {
 			c.heard(old, now)

@@ -281,6 +281,36 @@ func TestTakeOverWritesNothing(t *testing.T) {
 	s.compare()
 }
 
+// A new leader's controller joins informers that have been running: its handlers
+// are called while New is not done yet.
+func TestNewOnRunningInformers(t *testing.T) {
+	t.Parallel()
+	client := controllertest.NewAPI(
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}},
+		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "s"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"a": "b"}}},
+		parsePod(t, []string{"p1", "10.0.0.1", "ready", "a=b"}),
+	).Client()
+	factory := informers.NewSharedInformerFactory(client, 0)
+	core := factory.Core().V1()
+	for _, informer := range []cache.SharedIndexInformer{core.Nodes().Informer(), core.Pods().Informer(), core.Services().Informer()} {
+		_ = informer.HasSynced() // asking for it is what makes the factory start it
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	factory.Start(ctx.Done())
+	factory.WaitForCacheSync(ctx.Done())
+	for range 50 {
+		c := New(Options{Client: client, Informers: factory})
+		factory.Start(ctx.Done()) // what New asked for
+		stopped, stop := context.WithCancel(ctx)
+		stop()
+		if err := c.Run(stopped); !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
+	}
+	cancel()
+	factory.Shutdown()
+}
+
 // upstreamSlices lets the reconciler of kube-controller-manager make the slices
 // in an API of its own.
 func (s *stroll) upstreamSlices(svc *corev1.Service, pods []corev1.Pod) []discovery.EndpointSlice {

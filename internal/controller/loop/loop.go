@@ -56,8 +56,9 @@ func New(o Options) *Loop {
 
 // Listen has changed called with every event of the informer: old is nil for a
 // new object, now is nil for a deleted one. changed must not wait for anything
-// but short critical sections. The result is the informer's store.
-func (l *Loop) Listen(informer cache.SharedIndexInformer, changed func(old, now any)) cache.Indexer {
+// but short critical sections. Where the informer is running already, it is
+// called from this moment on: what it needs must be there before.
+func (l *Loop) Listen(informer cache.SharedIndexInformer, changed func(old, now any)) {
 	reg, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { changed(nil, obj) },
 		UpdateFunc: changed,
@@ -72,7 +73,6 @@ func (l *Loop) Listen(informer cache.SharedIndexInformer, changed func(old, now 
 		panic(fmt.Sprintf("listen on a stopped informer: %v", err))
 	}
 	l.handlers = append(l.handlers, handler{informer, reg})
-	return informer.GetIndexer()
 }
 
 // Add has the key reconciled, soon.

@@ -137,8 +137,10 @@ func New(o Options) *Controller {
 		states: map[types.NamespacedName]*state{},
 		theirs: map[types.NamespacedName]map[string]struct{}{},
 	}
-	c.services = c.loop.Listen(o.Informers.Core().V1().Services().Informer(), c.objectChanged)
-	c.endpoints = c.loop.Listen(o.Informers.Core().V1().Endpoints().Informer(), c.objectChanged)
+	core := o.Informers.Core().V1()
+	c.services, c.endpoints = core.Services().Informer().GetStore(), core.Endpoints().Informer().GetStore()
+	c.loop.Listen(core.Services().Informer(), c.objectChanged)
+	c.loop.Listen(core.Endpoints().Informer(), c.objectChanged)
 	c.loop.Listen(o.Informers.Discovery().V1().EndpointSlices().Informer(), c.sliceChanged)
 	return c
 }

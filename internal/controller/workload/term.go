@@ -44,13 +44,16 @@ type term struct {
 	metadata  metadata.Interface
 	shared    map[schema.GroupVersionResource]cache.SharedIndexInformer
 
+	built, ended chan struct{} // closed when all controllers are built; when the term is over
+
 	mu       sync.Mutex // guards handlers
 	handlers []func()   // each removes one handler
 }
 
 func (c *Controllers) newTerm() *term {
 	core, apps, discovery := c.informers.Core().V1(), c.informers.Apps().V1(), c.informers.Discovery().V1()
-	t := &term{metadata: c.metadata, shared: map[schema.GroupVersionResource]cache.SharedIndexInformer{}}
+	t := &term{metadata: c.metadata, shared: map[schema.GroupVersionResource]cache.SharedIndexInformer{},
+		built: make(chan struct{}), ended: make(chan struct{})}
 	t.namespaces = share(t, corev1.SchemeGroupVersion.WithResource("namespaces"), core.Namespaces())
 	t.serviceAccounts = share(t, corev1.SchemeGroupVersion.WithResource("serviceaccounts"), core.ServiceAccounts())
 	t.pods = share(t, corev1.SchemeGroupVersion.WithResource("pods"), core.Pods())
@@ -83,6 +86,7 @@ func (t *term) start(ctx context.Context) {
 
 // end takes the handlers back and waits for the informers of this term; their context has ended.
 func (t *term) end() {
+	close(t.ended)
 	t.mu.Lock()
 	handlers := t.handlers
 	t.handlers = nil
@@ -135,16 +139,50 @@ func (r remembering) keep(reg cache.ResourceEventHandlerRegistration, err error)
 	return reg, err
 }
 
+// gated holds events back until all controllers are built. Upstream's constructors register a handler before they have set
+// what it reads; that is right only where informers are started after all constructors, and ours are running.
+type gated struct {
+	cache.ResourceEventHandler
+	term *term
+}
+
+func (g gated) open() bool {
+	select {
+	case <-g.term.built:
+		return true
+	case <-g.term.ended:
+		return false
+	}
+}
+
+func (g gated) OnAdd(obj any, initial bool) {
+	if g.open() {
+		g.ResourceEventHandler.OnAdd(obj, initial)
+	}
+}
+
+func (g gated) OnUpdate(old, now any) {
+	if g.open() {
+		g.ResourceEventHandler.OnUpdate(old, now)
+	}
+}
+
+func (g gated) OnDelete(obj any) {
+	if g.open() {
+		g.ResourceEventHandler.OnDelete(obj)
+	}
+}
+
 func (r remembering) AddEventHandler(h cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
-	return r.keep(r.SharedIndexInformer.AddEventHandler(h))
+	return r.keep(r.SharedIndexInformer.AddEventHandler(gated{h, r.term}))
 }
 
 func (r remembering) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, d time.Duration) (cache.ResourceEventHandlerRegistration, error) {
-	return r.keep(r.SharedIndexInformer.AddEventHandlerWithResyncPeriod(h, d))
+	return r.keep(r.SharedIndexInformer.AddEventHandlerWithResyncPeriod(gated{h, r.term}, d))
 }
 
 func (r remembering) AddEventHandlerWithOptions(h cache.ResourceEventHandler, o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
-	return r.keep(r.SharedIndexInformer.AddEventHandlerWithOptions(h, o))
+	return r.keep(r.SharedIndexInformer.AddEventHandlerWithOptions(gated{h, r.term}, o))
 }
 
 // AddIndexers skips those that an earlier term added; the functions are the same.

@@ -127,6 +127,7 @@ func (c *Controllers) Run(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	close(t.built)
 	c.log.Debug("controllers started", "component", "workload", "count", len(c.table()))
 	<-ctx.Done()
 	return nil
