@@ -212,6 +212,7 @@ func TestTransitions(t *testing.T) {
 			s.Finalizers = []string{"example.com/x"}
 			w.put(s)
 			w.deleteSlice(s.Name)
+			w.want(oneSlice, "endpointslice-controller.k8s.io IPv4 a:80 | 10.9.9.9") // it must have heard of the deletion first
 			w.editService(selector)
 			w.want(oneSlice, "endpointslice-controller.k8s.io IPv4 a:80 | 10.9.9.9")
 		},
