@@ -32,6 +32,7 @@ func TestRealAddress(t *testing.T) {
 				"$BIN" server --data-dir "$DIR" --listen `+tc.listen+` >"$DIR.out" 2>"$DIR.log" & pid=$!
 				until grep -q 'endpointd is ready' "$DIR.out"; do kill -0 $pid || { cat "$DIR.log"; exit 1; }; sleep 0.02; done
 				k="$BIN kubectl --data-dir $DIR"
+				for o in endpoints endpointslices; do $k wait $o/kubernetes --for=create --timeout=20s >&2; done
 				$k wait endpoints/kubernetes --for=jsonpath='{.subsets[0].ports[0].port}'=6443 --timeout=20s >&2
 				$k wait endpointslices/kubernetes --for=jsonpath='{.ports[0].port}'=6443 --timeout=20s >&2
 				$k get endpoints kubernetes -o jsonpath='{.subsets[*].addresses[*].ip}:{.subsets[*].ports[*].port}{"\n"}'
