@@ -215,6 +215,7 @@ type readyWriter struct {
 }
 
 func (w *readyWriter) Write(p []byte) (int, error) {
+	n, err := w.to.Write(p) // first: whoever waits for ready finds the line in the log
 	for rest := p; !w.seen && len(rest) > 0; {
 		advance, _, _ := bufio.ScanLines(rest, false)
 		if advance == 0 {
@@ -229,7 +230,7 @@ func (w *readyWriter) Write(p []byte) (int, error) {
 		}
 		w.line = w.line[:0]
 	}
-	return w.to.Write(p)
+	return n, err
 }
 
 // lockedBuffer is a bytes.Buffer that one goroutine may read while another writes.
