@@ -172,8 +172,7 @@ func (c *Controller) sliceChanged(old, now any) {
 	if isOurs(before) && (!isOurs(after) || serviceOf(before) != serviceOf(after)) {
 		c.note(serviceOf(before), before.Name, nil)
 	}
-	switch {
-	case isOurs(after):
+	if isOurs(after) {
 		c.note(serviceOf(after), after.Name, after)
 	}
 	if managedBy(before) == endpointsManager {
