@@ -24,11 +24,14 @@ type folder struct {
 }
 
 func (f *folder) etcd() string       { return filepath.Join(f.path, "etcd") }
-func (f *folder) pki() string        { return filepath.Join(f.path, "pki") }
+func (f *folder) pki() string        { return PKI(f.path) }
 func (f *folder) kubeconfig() string { return Kubeconfig(f.path) }
 
 // Kubeconfig is where a server with the given data folder writes its administrator's kubeconfig.
 func Kubeconfig(dataDir string) string { return filepath.Join(dataDir, "admin.kubeconfig") }
+
+// PKI is where a server with the given data folder keeps its keys and certificates.
+func PKI(dataDir string) string { return filepath.Join(dataDir, "pki") }
 
 // openFolder makes the folder with mode 0700 and locks it. The kernel releases the lock with the process, so a killed
 // server leaves nothing to clean up.

@@ -149,7 +149,7 @@ func (s *server) startAPI(listener net.Listener) error {
 			Etcd:     apiserver.EtcdOptions{Servers: s.store.Servers, CAFile: s.store.CAFile, CertFile: s.store.CertFile, KeyFile: s.store.KeyFile},
 			Certs: apiserver.Certs{
 				CAFile: s.files.CACert, ServerCertFile: s.files.ServerCert, ServerKeyFile: s.files.ServerKey, ServiceAccountKeyFile: s.files.ServiceAccountKey,
-				NodeClientCertFile: s.files.AdminCert, NodeClientKeyFile: s.files.AdminKey,
+				NodeClientCertFile: s.files.NodeClientCert, NodeClientKeyFile: s.files.NodeClientKey,
 			},
 			ServiceCIDRs: o.ServiceCIDRs, NodePorts: o.NodePorts,
 			Logger: slog.New(hush{o.Logger.Handler(), &s.stopping}),

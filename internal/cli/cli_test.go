@@ -122,6 +122,10 @@ func TestErrorLines(t *testing.T) {
 		{server("--etcd-servers", "http://127.0.0.1:1,http://127.0.0.1:2", "--listen", "127.0.0.1:0"), 1,
 			"etcd http://127.0.0.1:1: dial tcp 127.0.0.1:1: connect: connection refused: is etcd running there? start it, or correct --etcd-servers; " +
 				"etcd http://127.0.0.1:2: dial tcp 127.0.0.1:2: connect: connection refused: is etcd running there? start it, or correct --etcd-servers"},
+		{[]string{"kubeconfig"}, 2, "--node: name the node: see endpointd kubeconfig --help"},
+		{[]string{"kubeconfig", "--node", "n", "--address", "vm"}, 2, `--address: "vm" is not an IP address: see endpointd kubeconfig --help`},
+		{[]string{"kubeconfig", "--node", "n", "--server", "http://x:1"}, 2, `--server: "http://x:1" is not https://HOST:PORT: see endpointd kubeconfig --help`},
+		{[]string{"kubeconfig", "--node", "n", "--data-dir", dir + "/none"}, 1, "there is no server in DIR/none: start `endpointd server` with this --data-dir first"},
 		{[]string{"kubectl", "--data-dir"}, 2, "flag needs an argument: --data-dir: see endpointd kubectl --help"},
 		{[]string{"kubectl", "get", "pods", "--data-dir=" + dir + "/none"}, 1,
 			"stat DIR/none/admin.kubeconfig: no such file or directory: start a server with --data-dir DIR/none first"},

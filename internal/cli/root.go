@@ -83,7 +83,7 @@ func newRoot(streams IO) *cobra.Command {
 	root.SetIn(streams.In)
 	root.SetOut(streams.Out)
 	root.SetErr(streams.Err)
-	root.AddCommand(newServer(streams), newKubectl(streams), newVersion(), newCompletion())
+	root.AddCommand(newServer(streams), newKubeconfig(streams), newKubectl(streams), newVersion(), newCompletion())
 	return root
 }
 

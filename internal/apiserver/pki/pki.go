@@ -1,8 +1,9 @@
 // Package pki makes and keeps the server's keys and certificates: an own CA, the serving certificate, the
-// administrator's client certificate and the key that signs ServiceAccount tokens.
+// administrator's client certificate, the one that the server shows to nodes, and the key that signs ServiceAccount
+// tokens. It issues the certificates of nodes, which it does not keep.
 //
 // In: a folder and the names and addresses under which the server is reached; for several servers, the store they
-// share (docs/adr/0003-shared-pki.md). Out: the paths of the files, and a kubeconfig.
+// share (docs/adr/0003-shared-pki.md). Out: the paths of the files, and kubeconfigs.
 //
 // Invariants: all keys are ECDSA P-256, all files have mode 0600 in a 0700 folder and are written atomically; a key is
 // written before its certificate and survives a re-issue, so the pair fits at any moment of a crash; Ensure is
@@ -55,7 +56,9 @@ type Files struct {
 	CACert, CAKey         string
 	ServerCert, ServerKey string
 	AdminCert, AdminKey   string // CN admin, O system:masters
-	ServiceAccountKey     string
+	// NodeClientCert and NodeClientKey are how the server shows itself to nodes: CN NodeClientName, O NodeClientGroup.
+	NodeClientCert, NodeClientKey string
+	ServiceAccountKey             string
 }
 
 func files(dir string) *Files {
@@ -64,12 +67,13 @@ func files(dir string) *Files {
 		CACert: in("ca.crt"), CAKey: in("ca.key"),
 		ServerCert: in("server.crt"), ServerKey: in("server.key"),
 		AdminCert: in("admin.crt"), AdminKey: in("admin.key"),
+		NodeClientCert: in("node-client.crt"), NodeClientKey: in("node-client.key"),
 		ServiceAccountKey: in("serviceaccount.key"),
 	}
 }
 
 func (f *Files) all() []string {
-	return []string{f.CACert, f.CAKey, f.ServerCert, f.ServerKey, f.AdminCert, f.AdminKey, f.ServiceAccountKey}
+	return []string{f.CACert, f.CAKey, f.ServerCert, f.ServerKey, f.AdminCert, f.AdminKey, f.NodeClientCert, f.NodeClientKey, f.ServiceAccountKey}
 }
 
 // Ensure makes what is missing in dir and re-issues the certificates whose names changed or whose end is near. It reports an
@@ -95,6 +99,9 @@ func Ensure(dir string, o Options) (*Files, error) {
 	if err := ca.ensureLeaf(f.AdminCert, f.AdminKey, adminTemplate(), now); err != nil {
 		return nil, err
 	}
+	if err := ca.ensureLeaf(f.NodeClientCert, f.NodeClientKey, nodeClientTemplate(), now); err != nil {
+		return nil, err
+	}
 	return f, tighten(f)
 }
 
@@ -111,15 +118,22 @@ func serverTemplate(o Options) *x509.Certificate {
 		DNSNames:    slices.Compact(slices.Sorted(slices.Values(o.Hosts))),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	ips := make([]netip.Addr, len(o.IPs))
-	for i, ip := range o.IPs {
+	t.IPAddresses = certAddresses(o.IPs)
+	return t
+}
+
+// certAddresses are the addresses as a certificate has them: each once, in order.
+func certAddresses(addrs []netip.Addr) []net.IP {
+	ips := make([]netip.Addr, len(addrs))
+	for i, ip := range addrs {
 		ips[i] = ip.Unmap().WithZone("")
 	}
 	slices.SortFunc(ips, netip.Addr.Compare)
+	var out []net.IP
 	for _, ip := range slices.Compact(ips) {
-		t.IPAddresses = append(t.IPAddresses, net.IP(ip.AsSlice()))
+		out = append(out, ip.AsSlice())
 	}
-	return t
+	return out
 }
 
 // adminTemplate: the group is bound to cluster-admin by the API server itself (RBAC's privileged group).
@@ -213,16 +227,25 @@ func (ca *authority) ensureLeaf(certFile, keyFile string, want *x509.Certificate
 	if err != nil {
 		return err
 	}
+	text, err := ca.issue(want, &key.PublicKey, now)
+	if err != nil {
+		return fmt.Errorf("issue %s: %w", certFile, err)
+	}
+	return writeFile(certFile, text)
+}
+
+// issue fills in what all certificates have in common: they live for a year, but no longer than the CA.
+func (ca *authority) issue(want *x509.Certificate, key *ecdsa.PublicKey, now time.Time) ([]byte, error) {
 	want.NotBefore, want.NotAfter = now.Add(-backdate), now.AddDate(1, 0, 0)
 	if want.NotAfter.After(ca.cert.NotAfter) {
 		want.NotAfter = ca.cert.NotAfter
 	}
 	want.KeyUsage, want.BasicConstraintsValid = x509.KeyUsageDigitalSignature, true
-	der, err := x509.CreateCertificate(rand.Reader, want, ca.cert, &key.PublicKey, ca.key)
+	der, err := x509.CreateCertificate(rand.Reader, want, ca.cert, key, ca.key)
 	if err != nil {
-		return fmt.Errorf("issue %s: %w", certFile, err)
+		return nil, err
 	}
-	return writeFile(certFile, encode(certBlock, der))
+	return encode(certBlock, der), nil
 }
 
 // fresh: still valid for long enough, or for as long as its CA lives, and for the wanted names.

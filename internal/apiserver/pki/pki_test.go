@@ -160,9 +160,9 @@ func TestReissue(t *testing.T) {
 		"another host":                 {func(o *Options) { o.Hosts = append(o.Hosts, "example.org") }, []string{"server.crt"}},
 		"an address less":              {func(o *Options) { o.IPs = o.IPs[:2] }, []string{"server.crt"}},
 		"40 days before the end":       {func(o *Options) { o.Now = in(325) }, nil},
-		"29 days before the end":       {func(o *Options) { o.Now = in(336) }, []string{"admin.crt", "server.crt"}},
-		"long after the end":           {func(o *Options) { o.Now = in(1000) }, []string{"admin.crt", "server.crt"}},
-		"a clock that was in the past": {func(o *Options) { o.Now = in(-100) }, []string{"admin.crt", "server.crt"}},
+		"29 days before the end":       {func(o *Options) { o.Now = in(336) }, []string{"admin.crt", "node-client.crt", "server.crt"}},
+		"long after the end":           {func(o *Options) { o.Now = in(1000) }, []string{"admin.crt", "node-client.crt", "server.crt"}},
+		"a clock that was in the past": {func(o *Options) { o.Now = in(-100) }, []string{"admin.crt", "node-client.crt", "server.crt"}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -188,7 +188,7 @@ func TestReissue(t *testing.T) {
 // A start may die between any two files.
 func TestCutShort(t *testing.T) {
 	whole := ensure(t, t.TempDir(), options())
-	order := []string{whole.CAKey, whole.CACert, whole.ServiceAccountKey, whole.ServerKey, whole.ServerCert, whole.AdminKey, whole.AdminCert}
+	order := []string{whole.CAKey, whole.CACert, whole.ServiceAccountKey, whole.ServerKey, whole.ServerCert, whole.AdminKey, whole.AdminCert, whole.NodeClientKey, whole.NodeClientCert}
 	for n := range order {
 		dir := t.TempDir()
 		for _, path := range order[:n] {
