@@ -298,7 +298,7 @@ func TestStopWhileStarting(t *testing.T) {
 
 func TestCertNames(t *testing.T) {
 	cidrs := []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")}
-	o, err := certNames(netip.MustParseAddr("192.0.2.7"), cidrs)
+	o, err := certNames([]netip.Addr{netip.MustParseAddr("192.0.2.7")}, cidrs)
 	check(t, err)
 	for _, want := range []string{"127.0.0.1", "::1", "10.96.0.1", "fd00:96::1", "192.0.2.7"} {
 		if !strings.Contains(fmt.Sprint(o.IPs), want) {

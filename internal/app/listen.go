@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -44,9 +45,9 @@ func boundAddress(l net.Listener) netip.AddrPort {
 	return l.Addr().(*net.TCPAddr).AddrPort()
 }
 
-// certNames are all names and addresses under which clients may reach the server: from this machine, by the address
+// certNames are all names and addresses under which clients may reach the server: from this machine, by the addresses
 // it listens on, and from pods by the kubernetes Service.
-func certNames(bound netip.Addr, cidrs []netip.Prefix) (pki.Options, error) {
+func certNames(bound []netip.Addr, cidrs []netip.Prefix) (pki.Options, error) {
 	o := pki.Options{
 		Hosts: []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"},
 		IPs:   []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()},
@@ -58,8 +59,8 @@ func certNames(bound netip.Addr, cidrs []netip.Prefix) (pki.Options, error) {
 		// The first address is the kubernetes Service's.
 		o.IPs = append(o.IPs, cidr.Masked().Addr().Next())
 	}
-	if !bound.IsUnspecified() {
-		o.IPs = append(o.IPs, bound)
+	o.IPs = append(o.IPs, slices.DeleteFunc(slices.Clone(bound), netip.Addr.IsUnspecified)...)
+	if !slices.ContainsFunc(bound, netip.Addr.IsUnspecified) {
 		return o, nil
 	}
 	addrs, err := net.InterfaceAddrs()

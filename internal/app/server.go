@@ -24,6 +24,9 @@ type ServerOptions struct {
 	DataDir string
 	// Listen is the TCP address of the API, host:port.
 	Listen string
+	// Inherited are more listeners, which outlive the server: whoever started it made them. The first is what
+	// admin.kubeconfig names.
+	Inherited []net.Listener
 	// Etcd without Servers means the embedded one.
 	Etcd         etcd.External
 	ServiceCIDRs []netip.Prefix
@@ -48,18 +51,24 @@ func RunServer(ctx context.Context, o ServerOptions) (err error) {
 		return err
 	}
 	defer dir.Close()
-	listener, err := listen(o.Listen)
+	own, err := listen(o.Listen)
 	if err != nil {
 		return err
 	}
+	listener := joinListeners(own, o.Inherited)
 	defer func() {
 		// After a failure of the storage the API server still listens, and panics when somebody else closes its listener.
 		if !isStorage(err) {
 			_ = listener.Close() // mostly the API server has closed it
 		}
 	}()
-	bound := boundAddress(listener)
-	names, err := certNames(bound.Addr(), o.ServiceCIDRs)
+	client := boundAddress(own) // what clients on this machine use
+	addresses := []netip.Addr{client.Addr()}
+	for i := len(o.Inherited) - 1; i >= 0; i-- {
+		client = boundAddress(o.Inherited[i])
+		addresses = append(addresses, client.Addr())
+	}
+	names, err := certNames(addresses, o.ServiceCIDRs)
 	if err != nil {
 		return err
 	}
@@ -70,7 +79,7 @@ func RunServer(ctx context.Context, o ServerOptions) (err error) {
 		return err
 	}
 	defer store.close()
-	kubeconfig := func(f *pki.Files) error { return pki.WriteKubeconfig(dir.kubeconfig(), clientURL(bound), f) }
+	kubeconfig := func(f *pki.Files) error { return pki.WriteKubeconfig(dir.kubeconfig(), clientURL(client), f) }
 	if err := kubeconfig(files); err != nil {
 		return err
 	}
@@ -92,7 +101,7 @@ func RunServer(ctx context.Context, o ServerOptions) (err error) {
 	s.work.Go(func() { s.renew(dir, names, kubeconfig) })
 	s.work.Go(func() { trimMemory(s.ctx) })
 	o.Logger.Info("ready", start.args()...)
-	o.Ready(clientURL(bound), dir.kubeconfig())
+	o.Ready(clientURL(client), dir.kubeconfig())
 
 	<-s.ctx.Done()
 	s.stopping.Store(true)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"os/signal"
 	"slices"
 	"strconv"
@@ -25,6 +26,7 @@ import (
 // serverFlags are as given on the command line.
 type serverFlags struct {
 	dataDir, listen     string
+	listenFDs           []int
 	serviceCIDRs        []string
 	nodePorts           string
 	etcd                etcd.External
@@ -63,6 +65,8 @@ func (f *serverFlags) register(cmd *cobra.Command) {
 	flags.SortFlags = false
 	flags.StringVar(&f.dataDir, "data-dir", dataDir(), "folder of etcd, certificates and admin.kubeconfig")
 	flags.StringVar(&f.listen, "listen", "127.0.0.1:6443", "`address` and port of the API; :6443 is all interfaces")
+	flags.IntSliceVar(&f.listenFDs, "listen-fd", nil, "`numbers` of descriptors of more listeners, from who started this process")
+	_ = flags.MarkHidden("listen-fd") // it exists
 	flags.StringSliceVar(&f.etcd.Servers, "etcd-servers", nil, "`URLs` of an external etcd cluster, comma-separated; empty is the embedded one")
 	flags.StringVar(&f.etcd.CAFile, "etcd-cafile", "", "CA `file` that verifies the etcd servers")
 	flags.StringVar(&f.etcd.CertFile, "etcd-certfile", "", "client certificate `file` for etcd")
@@ -112,8 +116,36 @@ func (f *serverFlags) options(streams IO) (app.ServerOptions, error) {
 	if o.NodePorts, err = parsePorts(f.nodePorts); err != nil {
 		return o, err
 	}
-	o.Logger, err = newLogger(streams.Err, f.logLevel, f.logFormat)
+	if o.Logger, err = newLogger(streams.Err, f.logLevel, f.logFormat); err != nil {
+		return o, err
+	}
+	o.Inherited, err = inherited(f.listenFDs)
 	return o, err
+}
+
+// inherited takes the descriptors over.
+func inherited(fds []int) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, fd := range fds {
+		if fd <= 2 {
+			return nil, flagError("listen-fd", "%d is a standard stream", fd)
+		}
+		file := os.NewFile(uintptr(fd), "listener "+strconv.Itoa(fd))
+		l, err := net.FileListener(file)
+		if closeErr := file.Close(); err == nil { // the listener has its own
+			err = closeErr
+		}
+		if err == nil {
+			if _, tcp := l.(*net.TCPListener); !tcp {
+				err = errors.New("is not a TCP listener")
+			}
+		}
+		if err != nil {
+			return nil, flagError("listen-fd", "%d: %w", fd, err)
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
 }
 
 func checkListen(listen string) error {
