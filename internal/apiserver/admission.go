@@ -16,13 +16,14 @@ import (
 )
 
 // newAdmission chains the plugins that the package comment names, in upstream's order.
-func newAdmission(client kubernetes.Interface, inf informers.SharedInformerFactory, authz authorizer.Authorizer, version basecompatibility.EffectiveVersion, stop <-chan struct{}) (admission.Interface, error) {
+func newAdmission(nodes nodeAdmission, client kubernetes.Interface, inf informers.SharedInformerFactory, authz authorizer.Authorizer, version basecompatibility.EffectiveVersion, stop <-chan struct{}) (admission.Interface, error) {
 	plugins := admission.NewPlugins()
 	lifecycle.Register(plugins)
 	serviceaccount.Register(plugins)
 	defaultingressclass.Register(plugins)
+	plugins.Register(nodeAdmissionName, func(io.Reader) (admission.Interface, error) { return nodes, nil })
 	init := initializer.New(client, nil, inf, authz, utilfeature.DefaultFeatureGate, version, stop, nil)
-	return plugins.NewFromPlugins([]string{lifecycle.PluginName, serviceaccount.PluginName, defaultingressclass.PluginName}, noPluginConfig{}, init, nil)
+	return plugins.NewFromPlugins([]string{lifecycle.PluginName, serviceaccount.PluginName, defaultingressclass.PluginName, nodeAdmissionName}, noPluginConfig{}, init, nil)
 }
 
 // noPluginConfig: none of the plugins takes any.

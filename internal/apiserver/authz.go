@@ -11,8 +11,8 @@ import (
 )
 
 // newAuthorizer allows system:masters everything, everybody the health paths (so that probes work before the roles
-// exist), and the rest what RBAC says. The RBAC authorizer also lists rules for SelfSubjectRulesReview.
-func newAuthorizer(inf informers.SharedInformerFactory) (authorizer.Authorizer, authorizer.RuleResolver, error) {
+// exist), nodes what their agents need, and the rest what RBAC says. The RBAC authorizer also lists rules for SelfSubjectRulesReview.
+func newAuthorizer(nodes nodeRights, inf informers.SharedInformerFactory) (authorizer.Authorizer, authorizer.RuleResolver, error) {
 	r := inf.Rbac().V1()
 	roles := rbac.New(
 		&rbac.RoleGetter{Lister: r.Roles().Lister()}, &rbac.RoleBindingLister{Lister: r.RoleBindings().Lister()},
@@ -24,6 +24,7 @@ func newAuthorizer(inf informers.SharedInformerFactory) (authorizer.Authorizer, 
 	authz, err := union.New(
 		union.NamedAuthorizer{AuthorizerName: "masters", Authorizer: authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup)},
 		union.NamedAuthorizer{AuthorizerName: "health", Authorizer: health},
+		union.NamedAuthorizer{AuthorizerName: "nodes", Authorizer: nodes},
 		union.NamedAuthorizer{AuthorizerName: "rbac", Authorizer: roles},
 	)
 	return authz, roles, err

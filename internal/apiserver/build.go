@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/kubernetes/pkg/auth/nodeidentifier"
 	"k8s.io/kubernetes/pkg/capabilities"
 	"k8s.io/kubernetes/pkg/routes"
 	"k8s.io/kubernetes/pkg/serviceaccount"
@@ -30,6 +31,7 @@ type builder struct {
 	storageFactory *serverstorage.DefaultStorageFactory
 	tokens         serviceaccount.TokenGenerator
 	keys           serviceaccount.PublicKeysGetter
+	bound          *boundPods
 	core           *core
 	groups         []*genericapiserver.APIGroupInfo
 	server         *Server
@@ -87,10 +89,12 @@ func (b *builder) security() error {
 	if c.Authentication.Authenticator, err = newAuthenticator(c.SecureServing.ClientCA, b.keys, b.client); err != nil {
 		return err
 	}
-	if c.Authorization.Authorizer, c.RuleResolver, err = newAuthorizer(b.informers); err != nil {
+	b.bound = &boundPods{}
+	identify := nodeidentifier.NewDefaultNodeIdentifier()
+	if c.Authorization.Authorizer, c.RuleResolver, err = newAuthorizer(nodeRights{identify, b.bound}, b.informers); err != nil {
 		return err
 	}
-	if c.AdmissionControl, err = newAdmission(b.client, b.informers, c.Authorization.Authorizer, c.EffectiveVersion, c.DrainedNotify()); err != nil {
+	if c.AdmissionControl, err = newAdmission(nodeAdmission{identify, b.bound}, b.client, b.informers, c.Authorization.Authorizer, c.EffectiveVersion, c.DrainedNotify()); err != nil {
 		return err
 	}
 	// Process-wide upstream: whether a pod may ask for privileged is for whoever may create pods, as with kubeadm.
@@ -106,7 +110,7 @@ func (b *builder) registries() error {
 	}
 	b.core = &core{
 		storageFactory: b.storageFactory, client: b.client, informers: b.informers, authorizer: b.config.Authorization.Authorizer,
-		audiences: b.config.Authentication.APIAudiences, tokens: b.tokens, certs: b.options.Certs, allocators: allocators,
+		audiences: b.config.Authentication.APIAudiences, tokens: b.tokens, certs: b.options.Certs, allocators: allocators, bound: b.bound,
 	}
 	for _, p := range b.providers() {
 		group, err := p.NewRESTStorage(b.config.MergedResourceConfig, b.config.RESTOptionsGetter)

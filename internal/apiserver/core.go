@@ -51,6 +51,7 @@ type core struct {
 	tokens         serviceaccount.TokenGenerator
 	certs          Certs
 	allocators     *allocators
+	bound          *boundPods // gets the stores of Pods and Nodes
 }
 
 func (c *core) GroupName() string { return api.GroupName }
@@ -99,6 +100,7 @@ func (c *core) workloadStorage(g generic.RESTOptionsGetter, s map[string]rest.St
 	if err != nil {
 		return err
 	}
+	c.bound.pods, c.bound.nodes = pods.Pod.Store, nodes.Node.Store
 	a := c.allocators
 	services, serviceStatus, serviceProxy, err := servicestore.NewREST(g, a.primary, a.ips, a.ports, slices, pods.Pod, transport)
 	if err != nil {

@@ -14,14 +14,15 @@
 //   - Every answer of /readyz with 200 means: allocators checked, informers synced, CRDs served, default
 //     ServiceCIDR present. Default RBAC roles and the system namespaces follow without gating it.
 //   - Anonymous requests reach /livez, /readyz and /healthz and nothing else; the rest is 401 before authorization.
-//   - Authorization is system:masters, then RBAC.
+//   - Authorization is system:masters, the rights of nodes (nodes.go), then RBAC.
 //   - A role that a user edits keeps additions; missing upstream rules are put back at the next start.
 //
 // Admission is what the served kinds need to be right, in upstream's order: NamespaceLifecycle (no objects in
 // missing or terminating namespaces, default and kube-* cannot be deleted), ServiceAccount (default account and
-// token volume of pods) and DefaultIngressClass. Left out: plugins of kinds not served (LimitRanger,
-// ResourceQuota, Priority, RuntimeClass, StorageClass, webhooks, admission policies), those that belong to a
-// scheduler (TaintNodesByCondition, DefaultTolerationSeconds), and PodSecurity, whose library is not linked.
+// token volume of pods), DefaultIngressClass, and our own for what a node may write (nodeadmission.go). Left out:
+// plugins of kinds not served (LimitRanger, ResourceQuota, Priority, RuntimeClass, StorageClass, webhooks, admission
+// policies), those that belong to a scheduler (TaintNodesByCondition, DefaultTolerationSeconds), and PodSecurity,
+// whose library is not linked.
 //
 // It refuses: kinds outside the list, PodDisruptionBudgets (an eviction finds none, so it always succeeds),
 // aggregated API servers, admission webhooks, static tokens, audit logs.
