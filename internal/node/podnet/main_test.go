@@ -1,0 +1,386 @@
+package podnet
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/endpointd/endpointd/internal/testkit"
+)
+
+// insideEnv tells the test binary that it runs in namespaces made for it.
+const insideEnv = "PODNET_TEST_INSIDE"
+
+// TestMain runs the tests in a user and a network namespace of their own, so that none can touch the machine's network.
+// Where the kernel does not allow that, only the tests without packets run.
+func TestMain(m *testing.M) {
+	if os.Getenv(insideEnv) != "" || testkit.Net().Probe(context.Background()) != nil {
+		testkit.Main(m)
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = testkit.AsRootOf(syscall.CLONE_NEWNET | syscall.CLONE_NEWNS)
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(cmd.ProcessState.ExitCode())
+}
+
+// needNamespaces skips a test outside of namespaces made for it.
+func needNamespaces(t testing.TB) {
+	t.Helper()
+	if os.Getenv(insideEnv) == "" {
+		testkit.Need(t, testkit.Net())
+		t.Fatal("the test binary did not start itself again in namespaces of its own")
+	}
+}
+
+// place is a network namespace: a switch, a node, a pod or something outside.
+type place struct {
+	name string
+	ns   netns.NsHandle
+	path string
+}
+
+func newPlace(t testing.TB, name string) *place {
+	t.Helper()
+	needNamespaces(t)
+	p := &place{name: name}
+	current, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = current.Close() }()
+	err = inNamespace(current, func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		var err error
+		p.ns, err = netns.Get()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.path = fmt.Sprintf("/proc/self/fd/%d", int(p.ns))
+	p.do(t, func() error { return up("lo") })
+	t.Cleanup(func() { p.end(t) })
+	return p
+}
+
+// end lets the kernel end the namespace; what is in it goes with it, a little later.
+func (p *place) end(t testing.TB) {
+	if p.ns.IsOpen() {
+		if err := p.ns.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// do runs f in the place.
+func (p *place) do(t testing.TB, f func() error) {
+	t.Helper()
+	if err := inNamespace(p.ns, f); err != nil {
+		t.Fatalf("in %s: %v", p.name, err)
+	}
+}
+
+func up(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(link)
+}
+
+// newSwitch is a bridge in a place of its own.
+func newSwitch(t testing.TB) *place {
+	p := newPlace(t, "switch")
+	p.do(t, func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "br0"
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return err
+		}
+		return up("br0")
+	})
+	return p
+}
+
+// newNode is a place with an interface on the switch, and with the addresses given.
+func newNode(t testing.TB, sw *place, name string, addrs ...string) *place {
+	p := newPlace(t, name)
+	sw.do(t, func() error {
+		bridge, err := netlink.LinkByName("br0")
+		if err != nil {
+			return err
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MasterIndex, attrs.MTU = name, bridge.Attrs().Index, 1400
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "uplink", PeerNamespace: netlink.NsFd(p.ns)}); err != nil {
+			return err
+		}
+		return up(name)
+	})
+	p.do(t, func() error {
+		link, err := netlink.LinkByName("uplink")
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			addr, err := netlink.ParseAddr(a)
+			if err != nil {
+				return err
+			}
+			addr.Flags = unix.IFA_F_NODAD
+			if err := netlink.AddrAdd(link, addr); err != nil {
+				return err
+			}
+		}
+		return netlink.LinkSetUp(link)
+	})
+	return p
+}
+
+// newNetwork starts the pod network of a node.
+func newNetwork(t testing.TB, node *place, o Options) *Network {
+	t.Helper()
+	var n *Network
+	node.do(t, func() (err error) {
+		n, err = New(context.Background(), o)
+		return err
+	})
+	t.Cleanup(func() { _ = n.Stop() })
+	return n
+}
+
+// newPod adds a pod.
+func newPod(t testing.TB, n *Network, uid string, ports ...HostPort) (*place, []netip.Addr) {
+	t.Helper()
+	p := newEmpty(t, uid)
+	addrs, err := n.Add(t.Context(), uid, p.path, ports)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, addrs
+}
+
+// newEmpty is a place as a runtime makes it for a pod: not even lo is up.
+func newEmpty(t testing.TB, name string) *place {
+	p := newPlace(t, name)
+	p.do(t, func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(lo)
+	})
+	return p
+}
+
+// serve answers on a port of a place with the address that the client is seen with.
+func (p *place) serve(t testing.TB, network, addr string) {
+	t.Helper()
+	done := make(chan struct{})
+	if strings.HasPrefix(network, "udp") {
+		var c net.PacketConn
+		p.do(t, func() (err error) {
+			c, err = net.ListenPacket(network, addr)
+			return err
+		})
+		go func() {
+			defer close(done)
+			buffer := make([]byte, 100)
+			for {
+				_, from, err := c.ReadFrom(buffer)
+				if err != nil {
+					return
+				}
+				_, _ = c.WriteTo([]byte(p.name+" "+host(from)+"\n"), from)
+			}
+		}()
+		t.Cleanup(func() { _ = c.Close(); <-done })
+		return
+	}
+	var l net.Listener
+	p.do(t, func() (err error) {
+		l, err = net.Listen(network, addr)
+		return err
+	})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer func() { _ = c.Close() }()
+				lines := bufio.NewScanner(c)
+				for lines.Scan() {
+					if _, err := fmt.Fprintln(c, p.name, host(c.RemoteAddr())); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close(); <-done })
+}
+
+func host(addr net.Addr) string {
+	ap, err := netip.ParseAddrPort(addr.String())
+	if err != nil {
+		return addr.String()
+	}
+	return ap.Addr().Unmap().String()
+}
+
+// askTimeout is far below the second after which a lost SYN is sent again: no packet may be lost.
+const askTimeout = 700 * time.Millisecond
+
+// dial connects from a place.
+func (p *place) dial(network string, to netip.AddrPort) (net.Conn, error) {
+	var c net.Conn
+	err := inNamespace(p.ns, func() (err error) {
+		c, err = net.DialTimeout(network, to.String(), askTimeout)
+		return err
+	})
+	return c, err
+}
+
+// ask returns "<name of who answered> <address it saw>".
+func (p *place) ask(network string, to netip.AddrPort) (string, error) {
+	c, err := p.dial(network, to)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = c.Close() }()
+	return exchange(c)
+}
+
+func exchange(c net.Conn) (string, error) {
+	if err := c.SetDeadline(time.Now().Add(askTimeout)); err != nil {
+		return "", err
+	}
+	if _, err := c.Write([]byte("who?\n")); err != nil {
+		return "", err
+	}
+	line, err := bufio.NewReader(c).ReadString('\n')
+	return strings.TrimSpace(line), err
+}
+
+// expect asks and compares.
+func (p *place) expect(t testing.TB, network string, to netip.AddrPort, want string) {
+	t.Helper()
+	got, err := p.ask(network, to)
+	if err != nil {
+		t.Errorf("%s from %s to %s: %v, want %q", network, p.name, to, err, want)
+	} else if got != want {
+		t.Errorf("%s from %s to %s: %q, want %q", network, p.name, to, got, want)
+	}
+}
+
+// dump is the whole network of a place as text.
+func (p *place) dump(t testing.TB) []string {
+	t.Helper()
+	var lines []string
+	p.do(t, func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			lines = append(lines, fmt.Sprintf("link %s %s mtu %d %s", l.Attrs().Name, l.Attrs().HardwareAddr, l.Attrs().MTU, l.Attrs().Flags))
+		}
+		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			lines = append(lines, fmt.Sprintf("addr %s %d", a.IPNet, a.LinkIndex))
+		}
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			lines = append(lines, "route "+r.String())
+		}
+		rules, err := netlink.RuleList(netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		for _, r := range rules {
+			lines = append(lines, "rule "+r.String())
+		}
+		neighbours, err := netlink.NeighList(0, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		for _, n := range neighbours {
+			if n.State == netlink.NUD_PERMANENT {
+				lines = append(lines, "neighbour "+n.String())
+			}
+		}
+		nft, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		tables, err := nft.ListTables()
+		if err != nil {
+			return err
+		}
+		for _, table := range tables {
+			lines = append(lines, fmt.Sprintf("table %s %d", table.Name, table.Family))
+		}
+		return nil
+	})
+	slices.Sort(lines)
+	return lines
+}
+
+func addrPort(addr netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(addr, port) }
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// dual are the options of node i of the tests: 10.200.0.(10+i), fd00:200::(10+i) and a range of each family.
+func dual(i int) Options {
+	return Options{
+		NodeAddrs: []netip.Addr{addr(fmt.Sprintf("10.200.0.%d", 10+i)), addr(fmt.Sprintf("fd00:200::%d", 10+i))},
+		PodCIDRs:  []netip.Prefix{prefix(fmt.Sprintf("10.244.%d.0/24", i)), prefix(fmt.Sprintf("fd00:244:0:%d::/64", i))},
+	}
+}
+
+// newDual is node i with its pod network.
+func newDual(t testing.TB, sw *place, i int) (*place, *Network) {
+	o := dual(i)
+	node := newNode(t, sw, fmt.Sprintf("node-%d", i), o.NodeAddrs[0].String()+"/24", o.NodeAddrs[1].String()+"/64")
+	return node, newNetwork(t, node, o)
+}
+
+// peer is node i as seen by the others.
+func peer(i int) Peer {
+	return Peer{Name: fmt.Sprintf("node-%d", i), Addrs: dual(i).NodeAddrs, PodCIDRs: dual(i).PodCIDRs}
+}
