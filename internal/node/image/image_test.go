@@ -222,7 +222,7 @@ func TestRefusedTables(t *testing.T) {
 		{"empty program", `images: [{name: a, entrypoint: [""]}]`, "entrypoint: its first element"},
 		{"variable without a name", `images: [{name: a, env: [{value: x}]}]`, "env[0]"},
 		{"variable with =", `images: [{name: a, env: [{name: "A=B", value: x}]}]`, "env[0]"},
-		{"variable twice", `images: [{name: a, env: [{name: A, value: x}, {name: A, value: y}]}]`, "env[1]: A is there twice"},
+		{"variable twice", `images: [{name: a, env: [{name: A, value: x}, {name: A, value: z}]}]`, "env[1]: A is there twice"},
 		{"NUL", `images: [{name: a, args: ["\0"]}]`, "NUL"},
 		{"relative working directory", `images: [{name: a, workingDir: w}]`, "workingDir"},
 		{"relative root", `images: [{name: a, rootfs: r}]`, "rootfs \"r\" is relative"},

@@ -89,7 +89,7 @@ func decode(data []byte) (file, error) {
 	}
 	strict, err := json.UnmarshalStrict(text, &parsed, json.DisallowUnknownFields)
 	if err != nil {
-		return file{}, fmt.Errorf("%w; a table is images, a list of name, entrypoint, args, env (name, value), workingDir, user and rootfs", err)
+		return file{}, fmt.Errorf("%w (a word that YAML reads as a number or as true or false needs quotes); a table is images, a list of name, entrypoint, args, env (name, value), workingDir, user and rootfs", err)
 	}
 	if len(strict) > 0 {
 		return file{}, fmt.Errorf("%w; known are images, a list of name, entrypoint, args, env (name, value), workingDir, user and rootfs", errors.Join(strict...))
