@@ -1,0 +1,348 @@
+// Package watch keeps a copy in memory of the API objects that the node agent acts on.
+//
+// In: one list and watch of one resource, with selectors. Out: [Store.Get] and [Store.List] for any goroutine, and a
+// function that is told of each change. It is client-go's Reflector with a store of its own; what differs from an
+// informer is the pause after failures, which ends within a second, so that the agent is back a second after
+// the API is.
+//
+// Invariants: stale beats nothing, so an API that is away changes nothing in the store, and when it is back only the
+// differences are told, in order, each exactly once, from one goroutine; what a call of Changed is told can be read
+// from the store by then; Synced is closed after the first list was told. Objects are shared: nobody modifies them.
+// When Run returns, nothing of it goes on.
+//
+// It refuses to write, to index and to queue. [Connection] says how the agent reaches the API: what a cut link does to
+// requests is decided there.
+//
+// Test it with go test -race in this folder: a server in memory goes away, comes back, forgets and hangs, in fake time.
+package watch
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+// The pause between two attempts. With the jitter, the longest is shorter than a second.
+const (
+	firstPause = 100 * time.Millisecond
+	lastPause  = 750 * time.Millisecond
+	jitter     = 0.2
+	// calmAfter is how long nothing may have failed until the pauses begin with the first again.
+	calmAfter = 2 * time.Minute
+)
+
+// listTimeout ends a list that hangs. A watch ends with its connection.
+const listTimeout = 30 * time.Second
+
+// Object is a pointer to an API object, such as *corev1.Pod.
+type Object interface {
+	comparable
+	metav1.Object
+	runtime.Object
+}
+
+// Source lists and watches. Make it with [From].
+type Source struct {
+	List  func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	Watch func(context.Context, metav1.ListOptions) (watch.Interface, error)
+}
+
+// From makes a Source of a typed client, such as client.CoreV1().Pods("").
+func From[L runtime.Object](client interface {
+	List(context.Context, metav1.ListOptions) (L, error)
+	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
+}) Source {
+	return Source{
+		List: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			list, err := client.List(ctx, o)
+			if err != nil { // not a nil *L in an interface
+				return nil, err //nolint:wrapcheck // the reflector looks at it
+			}
+			return list, nil
+		},
+		Watch: client.Watch,
+	}
+}
+
+// Options configure a Store of T.
+type Options[T Object] struct {
+	Name   string // what is watched, for logs: "pods"
+	Source Source
+	// Fields and Labels select, as in kubectl --field-selector and --selector. "" = everything.
+	Fields, Labels string
+	// Changed is told of every change; the zero T stands for "not there". Nil = nobody. It is called from one goroutine
+	// and holds up further changes.
+	// An object that was replaced by another of the same name, seen late, is a deletion and then an addition.
+	Changed func(was, now T)
+	// Transform may modify an object before it is stored. managedFields are gone already. Nil = as it is.
+	Transform func(T)
+	// ListFirst never asks the server to stream the initial list. For clients in memory, which cannot.
+	ListFirst bool
+	Logger    *slog.Logger // nil = none
+}
+
+// Store is the copy. Make it with [New], fill it with Run.
+type Store[T Object] struct {
+	o      Options[T]
+	log    *slog.Logger
+	synced chan struct{}
+	calls  sync.WaitGroup // requests under way
+
+	mu      sync.RWMutex // guards the fields below
+	objects map[types.NamespacedName]T
+	lost    time.Time // when the API went away; zero = it is there
+}
+
+// New makes an empty Store.
+func New[T Object](o Options[T]) *Store[T] {
+	log := o.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Store[T]{o: o, log: log.With("watch", o.Name), synced: make(chan struct{}), objects: map[types.NamespacedName]T{}}
+}
+
+// Get returns an object by namespace ("" where the kind has none) and name.
+func (s *Store[T]) Get(namespace, name string) (T, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	obj, ok := s.objects[types.NamespacedName{Namespace: namespace, Name: name}]
+	return obj, ok
+}
+
+// List returns all objects by namespace and name.
+func (s *Store[T]) List() []T {
+	s.mu.RLock()
+	all := make([]T, 0, len(s.objects))
+	for _, obj := range s.objects {
+		all = append(all, obj)
+	}
+	s.mu.RUnlock()
+	slices.SortFunc(all, func(a, b T) int {
+		return cmp.Or(cmp.Compare(a.GetNamespace(), b.GetNamespace()), cmp.Compare(a.GetName(), b.GetName()))
+	})
+	return all
+}
+
+// Synced is closed when the first list is in the store and Changed was told.
+func (s *Store[T]) Synced() <-chan struct{} { return s.synced }
+
+// HasSynced says whether Synced is closed.
+func (s *Store[T]) HasSynced() bool {
+	select {
+	case <-s.synced:
+		return true
+	default:
+		return false
+	}
+}
+
+// Lost says since when the API does not answer; zero = it does.
+func (s *Store[T]) Lost() time.Time {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.lost
+}
+
+// Run keeps the copy until ctx ends, and returns nil when all of its goroutines have. Call it once.
+func (s *Store[T]) Run(ctx context.Context) error {
+	// What upstream logs is of no use to an operator: it repeats itself, and says nothing when the API is back.
+	quiet := logr.Discard()
+	r := cache.NewReflectorWithOptions(&source[T]{s}, newOf[T](), &sink[T]{s}, cache.ReflectorOptions{
+		Name:   s.o.Name,
+		Logger: &quiet,
+		Backoff: &wait.Backoff{
+			Duration: firstPause, Cap: lastPause, Factor: 2, Jitter: jitter,
+			Steps: 10, // more than it takes to reach the cap
+		},
+	})
+	r.RunWithContext(klog.NewContext(ctx, quiet))
+	s.calls.Wait()
+	return nil
+}
+
+// newOf makes an empty object for a pointer type.
+func newOf[T Object]() T { return reflect.New(reflect.TypeFor[T]().Elem()).Interface().(T) }
+
+// source is the store as a cache.ListerWatcher: it adds selectors and time limits, and notes how requests end.
+type source[T Object] struct{ s *Store[T] }
+
+func (c *source[T]) ListWithContext(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+	c.s.calls.Add(1)
+	defer c.s.calls.Done()
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	c.s.selectors(&o)
+	list, err := c.s.o.Source.List(ctx, o)
+	c.s.note(ctx, err)
+	return list, err
+}
+
+func (c *source[T]) WatchWithContext(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	c.s.calls.Add(1)
+	defer c.s.calls.Done()
+	c.s.selectors(&o)
+	w, err := c.s.o.Source.Watch(ctx, o)
+	if err != nil && o.SendInitialEvents != nil {
+		// The reflector answers a refused connection here with a pause that does not end with ctx, and any other error
+		// with a list. The list will fail too, and its pause ends. An expired version it must see.
+		if apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+			return nil, err //nolint:wrapcheck // the reflector looks at it
+		}
+		return nil, errors.New(err.Error())
+	}
+	c.s.note(ctx, err)
+	return w, err
+}
+
+// List and Watch make it a cache.ListerWatcher; the reflector uses those with a context.
+func (c *source[T]) List(o metav1.ListOptions) (runtime.Object, error) {
+	return c.ListWithContext(context.Background(), o)
+}
+
+// Watch is like List.
+func (c *source[T]) Watch(o metav1.ListOptions) (watch.Interface, error) {
+	return c.WatchWithContext(context.Background(), o)
+}
+
+// IsWatchListSemanticsUnSupported is how the reflector asks for ListFirst.
+func (c *source[T]) IsWatchListSemanticsUnSupported() bool { return c.s.o.ListFirst }
+
+func (s *Store[T]) selectors(o *metav1.ListOptions) {
+	o.FieldSelector, o.LabelSelector = s.o.Fields, s.o.Labels
+}
+
+// note logs when the API is lost and when it is back, once each.
+func (s *Store[T]) note(ctx context.Context, err error) {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return
+	}
+	away := err != nil && !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err)
+	s.mu.Lock()
+	since := s.lost
+	switch {
+	case away && since.IsZero():
+		s.lost = time.Now()
+	case !away:
+		s.lost = time.Time{}
+	}
+	s.mu.Unlock()
+	switch {
+	case away && since.IsZero():
+		s.log.Warn("cannot watch, so what was seen last stands until it works again", "error", err)
+	case !away && !since.IsZero():
+		s.log.Info("watching again", "after", time.Since(since).Round(time.Millisecond))
+	}
+}
+
+// sink is the store as the reflector writes it. Only the reflector's goroutine uses it.
+type sink[T Object] struct{ s *Store[T] }
+
+func (k *sink[T]) Add(obj any) error    { return k.put(obj) }
+func (k *sink[T]) Update(obj any) error { return k.put(obj) }
+func (k *sink[T]) Resync() error        { return nil }
+
+func (k *sink[T]) Delete(obj any) error {
+	now, ok := obj.(T)
+	if !ok {
+		return fmt.Errorf("watch %s: a deleted %T is none of its objects", k.s.o.Name, obj)
+	}
+	k.s.set(nameOf(now), *new(T))
+	return nil
+}
+
+func (k *sink[T]) put(obj any) error {
+	now, ok := obj.(T)
+	if !ok {
+		return fmt.Errorf("watch %s: %T is none of its objects", k.s.o.Name, obj)
+	}
+	k.s.prepare(now)
+	k.s.set(nameOf(now), now)
+	return nil
+}
+
+// Replace takes a list as the whole truth and tells the differences: first what is gone, so that names and addresses are
+// free again, then the rest in the list's order.
+func (k *sink[T]) Replace(list []any, _ string) error {
+	listed := make(map[types.NamespacedName]bool, len(list))
+	for _, obj := range list {
+		now, ok := obj.(T)
+		if !ok {
+			return fmt.Errorf("watch %s: %T in the list is none of its objects", k.s.o.Name, obj)
+		}
+		listed[nameOf(now)] = true
+	}
+	for _, was := range k.s.List() {
+		if !listed[nameOf(was)] {
+			k.s.set(nameOf(was), *new(T))
+		}
+	}
+	for _, obj := range list {
+		now := obj.(T)
+		if was, ok := k.s.Get(now.GetNamespace(), now.GetName()); ok &&
+			was.GetUID() == now.GetUID() && was.GetResourceVersion() == now.GetResourceVersion() {
+			continue
+		}
+		k.s.prepare(now)
+		k.s.set(nameOf(now), now)
+	}
+	if !k.s.HasSynced() {
+		close(k.s.synced)
+	}
+	return nil
+}
+
+func (s *Store[T]) prepare(obj T) {
+	obj.SetManagedFields(nil)
+	if s.o.Transform != nil {
+		s.o.Transform(obj)
+	}
+}
+
+// set stores now under its name, or nothing where it is zero, and tells what changed.
+func (s *Store[T]) set(name types.NamespacedName, now T) {
+	var none T
+	s.mu.Lock()
+	was := s.objects[name]
+	replaced := was != none && now != none && was.GetUID() != now.GetUID()
+	if now == none || replaced {
+		delete(s.objects, name)
+	} else {
+		s.objects[name] = now
+	}
+	s.mu.Unlock()
+	if replaced {
+		s.tell(was, none)
+		s.set(name, now)
+		return
+	}
+	if was != none || now != none {
+		s.tell(was, now)
+	}
+}
+
+func (s *Store[T]) tell(was, now T) {
+	if s.o.Changed != nil {
+		s.o.Changed(was, now)
+	}
+}
+
+func nameOf[T Object](obj T) types.NamespacedName {
+	return types.NamespacedName{Namespace: obj.GetNamespace(), Name: obj.GetName()}
+}
