@@ -12,19 +12,14 @@ func dial(ctx context.Context, addr string) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", addr)
 }
 
-// tcpLinger2 is TCP_LINGER2 of tcp(7); package syscall has it for Linux, under this name too.
-const tcpLinger2 = syscall.TCP_LINGER2
-
-// leaveNothing makes close wait (1 s at most) until the other side has acknowledged our FIN, and then forget the connection
-// instead of keeping it in FIN_WAIT2 and TIME_WAIT. The server reads a clean end of file first, and a reset only if it writes after it.
-// SO_LINGER alone, as the kubelet sets it (kubernetes #89898), keeps TIME_WAIT, and SO_LINGER 0 makes the server's read fail.
+// leaveNothing makes the kernel forget a connection as soon as the other side has acknowledged our FIN, instead of keeping it in
+// FIN_WAIT2 and TIME_WAIT: a node that makes 1,000 probes a second would hold 60,000 of those. The server reads a clean end of
+// file, and is reset only if it writes after it. SO_LINGER, as the kubelet sets it (kubernetes #89898), would keep TIME_WAIT, and with
+// 0 the server's read would fail.
 func leaveNothing(_, _ string, raw syscall.RawConn) error {
 	var err error
 	ctrl := raw.Control(func(fd uintptr) {
-		err = syscall.SetsockoptLinger(int(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1, Linger: 1})
-		if err == nil {
-			err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpLinger2, -1)
-		}
+		err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_LINGER2, -1) // tcp(7)
 	})
 	if ctrl != nil {
 		return ctrl

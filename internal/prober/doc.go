@@ -9,7 +9,8 @@
 //   - A target that hangs delays nobody: each probe has its own timer and its own goroutine while it is under way, and none otherwise.
 //   - Readiness and liveness wait until the startup probe of the same container has succeeded once.
 //   - A container that failed its liveness or startup probe, or passed its startup probe, is left alone until it is added anew.
-//   - A probe opens a new connection and leaves no socket in TIME_WAIT, and the server reads a clean end of file.
+//   - A probe opens a new connection. The server reads a clean end of file, and no socket stays in TIME_WAIT, unless both sides
+//     close at the very same moment.
 //
 // Where it differs from Kubernetes 1.37 on purpose: the first probe is made when the initial delay ends, not at the
 // next multiple of the period; a body that breaks off or does not end in time is a failure (the kubelet throws the result away);

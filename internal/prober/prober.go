@@ -86,6 +86,10 @@ func (s *Spec) check() error {
 	return nil
 }
 
+// grid is to what moments repeated probes are moved. Those of a moment share one wake-up of the process, which saves half
+// of the cost of 1,000 probes a second. The first probe of a container is not moved, and a period is still a period.
+const grid = 10 * time.Millisecond
+
 // Prober makes the probes of all containers of a node. Its methods may be called concurrently.
 type Prober struct {
 	made time.Time // when we began; containers older than that were there before us
@@ -241,7 +245,7 @@ func (p *Prober) fire(w *worker) {
 	}
 	ctx, cancel := context.WithCancel(p.ctx)
 	w.cancel, w.probed = cancel, true
-	w.due = time.Now().Add(w.spec.Period)
+	w.due = p.next(w)
 	p.busy[w.key] = true
 	p.running.Add(1)
 	p.mu.Unlock()
@@ -252,12 +256,15 @@ func (p *Prober) fire(w *worker) {
 
 	p.mu.Lock()
 	var tell []func()
-	if !p.stopped && !w.stopped {
+	if p.interested(w) {
 		tell = w.judge(err)
 	}
 	p.mu.Unlock()
 	for _, f := range tell {
-		if p.wanted(w) {
+		p.mu.Lock()
+		call := p.interested(w)
+		p.mu.Unlock()
+		if call {
 			f()
 		}
 	}
@@ -274,9 +281,17 @@ func (p *Prober) fire(w *worker) {
 	p.release(w.key)
 }
 
-// wanted says whether anybody is still interested in w.
-func (p *Prober) wanted(w *worker) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return !p.stopped && !w.stopped
+// next is when the probe after the one that begins now is due. p.mu is held.
+func (p *Prober) next(w *worker) time.Time {
+	begin := time.Now()
+	if begin.Sub(w.due) < grid {
+		begin = w.due // timers are a little late, which must not add up
+	}
+	due := begin.Add(w.spec.Period)
+	return due.Add((grid - due.Sub(p.made)%grid) % grid)
+}
+
+// interested says whether what w finds still counts. A probe that ended because Run's context did has found nothing. p.mu is held.
+func (p *Prober) interested(w *worker) bool {
+	return p.ctx.Err() == nil && !w.stopped
 }

@@ -9,11 +9,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/endpointd/endpointd/internal/testkit"
 )
-
-func TestMain(m *testing.M) { testkit.Main(m) }
 
 // journal notes what happens, with the seconds since it was made.
 type journal struct {
@@ -182,6 +178,21 @@ func TestPeriodCountsFromProbeStartAndNeverOverlaps(t *testing.T) {
 	})
 }
 
+func TestRepeatedProbesShareWakeUpsAndDoNotDrift(t *testing.T) {
+	bubble(t, func(t *testing.T, p *Prober, j *journal) {
+		pass(3*time.Second + 1234567*time.Nanosecond)
+		late := spec(j, "", func(context.Context) error {
+			j.add("probe")
+			<-time.After(time.Millisecond)
+			return nil
+		})
+		late.OnResult = nil
+		add(t, p, key(Liveness), late)
+		pass(31 * time.Second)
+		j.want(t, "3.001234567s probe", "13.01s probe", "23.01s probe", "33.01s probe")
+	})
+}
+
 func TestTimeoutEndsTheProbe(t *testing.T) {
 	bubble(t, func(t *testing.T, p *Prober, j *journal) {
 		s := spec(j, "ready", func(ctx context.Context) error { <-ctx.Done(); return &Failure{ctx.Err().Error()} })
@@ -204,9 +215,11 @@ func TestStartupHoldsTheOthersUntilItPassed(t *testing.T) {
 		late.InitialDelay = 8 * time.Second
 		add(t, p, key(Liveness), late)
 		other := spec(j, "other", script(j, "o", "."))
+		synctest.Wait()
+		j.want(t, "0s s", "0s Startup probe failed: no (1)")
 		add(t, p, Key{"uid", "other", Readiness}, other)
 		pass(2 * time.Second)
-		j.want(t, "0s s", "0s Startup probe failed: no (1)", "0s o", "0s other passed")
+		j.want(t, "0s o", "0s other passed")
 		if r, _ := p.Verdict(key(Startup)); r != Undecided {
 			t.Errorf("startup: %s, want undecided", r)
 		}
@@ -392,6 +405,27 @@ func TestAHangingTargetDelaysNobody(t *testing.T) {
 	})
 }
 
+func TestTheEndOfRunIsNoFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{begin: time.Now()}
+		p := New()
+		ctx, cancel := context.WithCancel(t.Context())
+		for i := range 10 {
+			s := spec(j, "ready", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+			s.Timeout, s.FailureThreshold, s.Initial = time.Minute, 1, Passed
+			add(t, p, Key{"uid", fmt.Sprint(i), Readiness}, s)
+		}
+		done := make(chan error)
+		go func() { done <- p.Run(ctx) }()
+		pass(time.Second)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		j.want(t)
+	})
+}
+
 func TestAddBeforeRunAndAfterItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := &journal{begin: time.Now()}
@@ -412,12 +446,12 @@ func TestAddBeforeRunAndAfterItsEnd(t *testing.T) {
 func TestAddRefuses(t *testing.T) {
 	ok := spec(&journal{}, "", func(context.Context) error { return nil })
 	for name, spoil := range map[string]func(*Spec){
-		"no probe":  func(s *Spec) { s.Probe = nil },
-		"period":    func(s *Spec) { s.Period = 0 },
-		"timeout":   func(s *Spec) { s.Timeout = -1 },
-		"success":   func(s *Spec) { s.SuccessThreshold = 0 },
-		"failure":   func(s *Spec) { s.FailureThreshold = 0 },
-		"own delay": func(s *Spec) { s.InitialDelay = -1 },
+		"no probe": func(s *Spec) { s.Probe = nil },
+		"period":   func(s *Spec) { s.Period = 0 },
+		"timeout":  func(s *Spec) { s.Timeout = -1 },
+		"success":  func(s *Spec) { s.SuccessThreshold = 0 },
+		"failure":  func(s *Spec) { s.FailureThreshold = 0 },
+		"delay":    func(s *Spec) { s.InitialDelay = -1 },
 	} {
 		s := ok
 		spoil(&s)
