@@ -46,6 +46,13 @@ func Main(args []string, streams IO) int {
 	}
 	// A line is a line, also of joined errors.
 	text := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
+	var exit exitError
+	if errors.As(err, &exit) {
+		if exit.err != nil {
+			fmt.Fprintf(streams.Err, "endpointd: %s\n", text)
+		}
+		return exit.code
+	}
 	var usage usageError
 	if parsed && !errors.As(err, &usage) {
 		fmt.Fprintf(streams.Err, "endpointd: %s\n", text)
@@ -83,7 +90,7 @@ func newRoot(streams IO) *cobra.Command {
 	root.SetIn(streams.In)
 	root.SetOut(streams.Out)
 	root.SetErr(streams.Err)
-	root.AddCommand(newServer(streams), newKubeconfig(streams), newKubectl(streams), newVersion(), newCompletion())
+	root.AddCommand(newUp(streams), newExec(streams), newStatus(streams), newDown(streams), newInside(streams), newServer(streams), newKubeconfig(streams), newKubectl(streams), newVersion(), newCompletion())
 	return root
 }
 
