@@ -21,8 +21,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -76,7 +78,7 @@ func (s *Server) Client() kubernetes.Interface {
 	s.mu.Lock()
 	s.transports = append(s.transports, t)
 	s.mu.Unlock()
-	config := &rest.Config{Host: "http://api.test", QPS: -1}
+	config := &rest.Config{Host: "http://api.test", QPS: -1, ContentConfig: rest.ContentConfig{ContentType: runtime.ContentTypeJSON}}
 	client, err := kubernetes.NewForConfigAndClient(config, &http.Client{Transport: t})
 	if err != nil {
 		panic(fmt.Sprintf("client of the API in memory: %v", err)) // a fault of this package
@@ -146,7 +148,7 @@ func (s *Server) dial(ctx context.Context) (net.Conn, error) {
 	down := s.down
 	s.mu.Unlock()
 	if down {
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connect: connection refused")}
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 	}
 	ours, theirs := net.Pipe()
 	select {
@@ -244,7 +246,7 @@ func parse(u *url.URL) (request, error) {
 	}
 	parts = append(parts, "", "")
 	p.gvr.Resource, p.name, p.under = parts[0], parts[1], parts[2]
-	if err := metav1.ParameterCodec.DecodeParameters(u.Query(), schema.GroupVersion{Version: "v1"}, &p.options); err != nil {
+	if err := scheme.ParameterCodec.DecodeParameters(u.Query(), schema.GroupVersion{Version: "v1"}, &p.options); err != nil {
 		return p, fmt.Errorf("query of %s: %w", u.Path, err)
 	}
 	for kind := range scheme.Scheme.KnownTypes(p.gvr.GroupVersion()) {

@@ -43,8 +43,8 @@ const (
 	firstPause = 100 * time.Millisecond
 	lastPause  = 750 * time.Millisecond
 	jitter     = 0.2
-	// calmAfter is how long nothing may have failed until the pauses begin with the first again.
-	calmAfter = 2 * time.Minute
+	// calm is how long a watch must have lasted for the pauses to begin with the first again.
+	calm = 5 * time.Second
 )
 
 // listTimeout ends a list that hangs. A watch ends with its connection.
@@ -172,7 +172,18 @@ func (s *Store[T]) Run(ctx context.Context) error {
 			Steps: 10, // more than it takes to reach the cap
 		},
 	})
-	r.RunWithContext(klog.NewContext(ctx, quiet))
+	ctx = klog.NewContext(ctx, quiet)
+	for pause := firstPause; ctx.Err() == nil; pause = min(2*pause, lastPause) {
+		start := time.Now()
+		_ = r.ListAndWatchWithContext(ctx) // logged where requests are made, below
+		if time.Since(start) > calm {
+			pause = firstPause
+		}
+		select {
+		case <-time.After(wait.Jitter(pause, jitter)):
+		case <-ctx.Done():
+		}
+	}
 	s.calls.Wait()
 	return nil
 }
