@@ -16,7 +16,8 @@
 // cluster is masqueraded. plan.go, pool.go and ports.go decide and are pure; link.go and nft.go write; observe.go reads back.
 //
 // What it refuses: a pod range that overlaps a route, an interface or a node's address, before anything is changed;
-// tunnels (another node must be on a network in common); any program to be installed.
+// tunnels (another node must be on a network in common); any program to be installed. A host port does not answer on ::1: the
+// kernel takes an answer for ::1 from no other interface than lo (127.0.0.1 works).
 //
 // How to test: go test ./internal/node/podnet. The test binary starts itself again in namespaces of its own and sends real packets;
 // the machine's network is never touched.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -92,8 +93,33 @@ func (k *kernel) addPod(c cable, path string) error {
 		if err := k.podEnd(pod, c); err != nil {
 			return err
 		}
-		return k.nodeEnd(node, link, c)
+		if err := k.nodeEnd(node, link, c); err != nil {
+			return err
+		}
+		return awaitCarrier(pod)
 	})
+}
+
+const (
+	carrierPoll    = 100 * time.Microsecond
+	carrierTimeout = 2 * time.Second
+)
+
+// awaitCarrier waits until the pod's end can send. It was set up before the node's, so the kernel notices the carrier a moment later, in
+// the background; until then it would drop what the pod sends, and the first connection would take a second.
+func awaitCarrier(pod *handle) error {
+	for start := time.Now(); ; time.Sleep(carrierPoll) {
+		link, err := pod.LinkByName(podLink)
+		if err != nil {
+			return fmt.Errorf("find %s in the pod: %w", podLink, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Since(start) > carrierTimeout {
+			return fmt.Errorf("%s in the pod is %s after %v", podLink, link.Attrs().OperState, carrierTimeout)
+		}
+	}
 }
 
 // allowIPv6 turns IPv6 on in the thread's network namespace if the pod has such an address: some machines have it off for new ones.
@@ -112,7 +138,7 @@ func allowIPv6(addrs []netip.Addr) error {
 // lay makes the pair of interfaces and returns the index of the node's end.
 func (k *kernel) lay(node *handle, c cable, podNS netns.NsHandle) (int, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Alias, attrs.MTU, attrs.HardwareAddr = linkName(c.uid), c.uid, c.mtu, nodeMAC()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = linkName(c.uid), c.mtu, nodeMAC()
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: podLink, PeerHardwareAddr: podMAC(c.uid), PeerNamespace: netlink.NsFd(podNS)}
 	if err := k.wrote(node.LinkAdd(veth)); err != nil {
 		if errors.Is(err, unix.EEXIST) {
@@ -137,7 +163,7 @@ func (k *kernel) podEnd(pod *handle, c cable) error {
 		return fmt.Errorf("find %s in the pod: %w", podLink, err)
 	}
 	index := eth.Attrs().Index
-	if err := k.raise(pod, index, nil); err != nil {
+	if err := k.raise(pod, index, "", nil); err != nil {
 		return fmt.Errorf("set %s up in the pod: %w", podLink, err)
 	}
 	for _, addr := range c.addrs {
@@ -176,7 +202,7 @@ func (k *kernel) podFamily(pod *handle, index int, addr netip.Addr, mac net.Hard
 
 // nodeEnd sets up the node's end of the cable.
 func (k *kernel) nodeEnd(node *handle, index int, c cable) error {
-	if err := k.raise(node, index, devconf(c)); err != nil {
+	if err := k.raise(node, index, c.uid, devconf(c)); err != nil {
 		return fmt.Errorf("set interface %s up: %w", linkName(c.uid), err)
 	}
 	for _, addr := range c.addrs {
@@ -207,7 +233,7 @@ func (k *kernel) podRoute(node *handle, index int, addr, src netip.Addr) error {
 // Settings of an interface for IPv4, as enumerated in linux/ip.h.
 const (
 	devconfRPFilter      = 8
-	devconfRouteLocalnet = 24
+	devconfRouteLocalnet = 26
 )
 
 // devconf returns the settings of the node's end for IPv4: a pod cannot send with a source address that is not its own, and
@@ -220,8 +246,9 @@ func devconf(c cable) map[uint16]uint32 {
 	return settings
 }
 
-// raise sets an interface up, with settings for IPv4 and without an IPv6 address made by the kernel.
-func (k *kernel) raise(h *handle, index int, v4 map[uint16]uint32) error {
+// raise sets an interface up, with an alias (the kernel takes none when it makes an interface), with settings for IPv4 and without an IPv6
+// address made by the kernel.
+func (k *kernel) raise(h *handle, index int, alias string, v4 map[uint16]uint32) error {
 	const addrGenMode, none = 8, 1 // IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
 	message := func(v6 bool) error {
 		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -236,7 +263,11 @@ func (k *kernel) raise(h *handle, index int, v4 map[uint16]uint32) error {
 		if v6 {
 			spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(addrGenMode, []byte{none})
 		}
-		return k.wrote(h.execute(unix.RTM_SETLINK, msg, spec))
+		data := []nl.NetlinkRequestData{msg, spec}
+		if alias != "" {
+			data = append(data, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias)))
+		}
+		return k.wrote(h.execute(unix.RTM_SETLINK, data...))
 	}
 	err := message(true)
 	if errors.Is(err, unix.EAFNOSUPPORT) { // no IPv6 here
@@ -260,16 +291,18 @@ func (k *kernel) repairPod(c cable) error {
 }
 
 // removePod takes the cable away; routes and neighbours go with it. One that is not there is no error.
-func (k *kernel) removePod(uid string) error {
+func (k *kernel) removePod(uid string) error { return k.removeLink(linkName(uid)) }
+
+func (k *kernel) removeLink(link string) error {
 	node, err := k.open()
 	if err != nil {
 		return err
 	}
 	defer node.close()
-	name := nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(linkName(uid)))
+	name := nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(link))
 	err = k.wrote(node.execute(unix.RTM_DELLINK, nl.NewIfInfomsg(unix.AF_UNSPEC), name))
 	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove interface %s: %w", linkName(uid), err)
+		return fmt.Errorf("remove interface %s: %w", link, err)
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -82,7 +83,9 @@ func newPlace(t testing.TB, name string) *place {
 		t.Fatal(err)
 	}
 	p.path = fmt.Sprintf("/proc/self/fd/%d", int(p.ns))
-	p.do(t, func() error { return up("lo") })
+	p.do(t, func() error { // no duplicate address detection, so that the test's own networks work at once
+		return errors.Join(up("lo"), setting("ipv6/conf/default/accept_dad", "0"))
+	})
 	t.Cleanup(func() { p.end(t) })
 	return p
 }
@@ -383,4 +386,61 @@ func newDual(t testing.TB, sw *place, i int) (*place, *Network) {
 // peer is node i as seen by the others.
 func peer(i int) Peer {
 	return Peer{Name: fmt.Sprintf("node-%d", i), Addrs: dual(i).NodeAddrs, PodCIDRs: dual(i).PodCIDRs}
+}
+
+func routeVia(dst netip.Prefix, via netip.Addr) error {
+	return netlink.RouteAdd(&netlink.Route{Dst: ipNet(dst), Gw: via.AsSlice()})
+}
+
+// withoutLocal has a namespace send a local range to its gateway, as a pod with CAP_NET_ADMIN can.
+func withoutLocal(dst netip.Prefix) error {
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return err
+	}
+	for i := range routes {
+		if p := prefixOf(routes[i]); p.Overlaps(dst) {
+			if err := netlink.RouteDel(&routes[i]); err != nil {
+				return err
+			}
+		}
+	}
+	link, err := netlink.LinkByName(podLink)
+	if err != nil {
+		return err
+	}
+	return netlink.RouteAdd(&netlink.Route{Dst: ipNet(dst), LinkIndex: link.Attrs().Index, Gw: gateway(dst.Addr()).AsSlice(), Flags: int(netlink.FLAG_ONLINK)})
+}
+
+func sameDump(t testing.TB, before, after []string) {
+	t.Helper()
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("the network differs (-before +after):\n%s", diff)
+	}
+}
+
+// received returns what arrives at a UDP port of a place when another sends it one packet from a given source, "" if nothing does in 200 ms.
+func (p *place) received(t testing.TB, sender *place, source netip.Addr, to netip.AddrPort) string {
+	t.Helper()
+	var server net.PacketConn
+	p.do(t, func() (err error) {
+		server, err = net.ListenPacket("udp", netip.AddrPortFrom(unspecified(to.Addr()), to.Port()).String())
+		return err
+	})
+	defer func() { _ = server.Close() }()
+	sender.do(t, func() error {
+		c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(source, 0)), net.UDPAddrFromAddrPort(to))
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		_, err = c.Write([]byte("forged"))
+		return err
+	})
+	if err := server.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	buffer := make([]byte, 100)
+	size, _, _ := server.ReadFrom(buffer)
+	return string(buffer[:size])
 }

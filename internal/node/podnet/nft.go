@@ -24,6 +24,7 @@ import (
 //			type filter hook prerouting priority raw
 //			iifname "edp*" ip daddr 127.0.0.0/8 drop          # route_localnet must not open the node's own services
 //			iifname "edp*" ip saddr 127.0.0.0/8 drop
+//			iifname "edp*" ip6 saddr != fe80::/10 fib saddr . iif oif 0 drop   # a forged source; for IPv4 rp_filter does it
 //		}
 //		chain prerouting  { type nat hook prerouting priority dstnat; fib daddr type local jump host-ports }
 //		chain output      { type nat hook output priority dstnat; fib daddr type local jump host-ports }
@@ -124,6 +125,7 @@ func (k *kernel) setTable(c config) error {
 	loopback := netip.MustParsePrefix("127.0.0.0/8")
 	rule(guard, linkIs(expr.MetaKeyIIFNAME), family(true), within(loopback, false), verdict(expr.VerdictDrop, ""))
 	rule(guard, linkIs(expr.MetaKeyIIFNAME), family(true), within(loopback, true), verdict(expr.VerdictDrop, ""))
+	rule(guard, linkIs(expr.MetaKeyIIFNAME), family(false), outside(netip.MustParsePrefix("fe80::/10")), noWayBack(), verdict(expr.VerdictDrop, ""))
 	rule(prerouting, toLocal(), verdict(expr.VerdictJump, ports.Name))
 	rule(output, toLocal(), verdict(expr.VerdictJump, ports.Name))
 	for _, f := range families {
@@ -430,6 +432,21 @@ func within(prefix netip.Prefix, source bool) []expr.Any {
 		address(size == 4, source, unix.NFT_REG_1),
 		&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: uint32(size), Mask: mask, Xor: make([]byte, size)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: prefix.Masked().Addr().AsSlice()},
+	}
+}
+
+// outside matches a source that is not in a prefix.
+func outside(prefix netip.Prefix) []expr.Any {
+	exprs := within(prefix, true)
+	exprs[len(exprs)-1].(*expr.Cmp).Op = expr.CmpOpNeq
+	return exprs
+}
+
+// noWayBack matches a source that is not routed to the interface that the packet came from.
+func noWayBack() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: reg0, ResultOIF: true, FlagSADDR: true, FlagIIF: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: make([]byte, 4)},
 	}
 }
 

@@ -86,8 +86,39 @@ func foreignRoutes(h *handle, names map[int]string) ([]foreignRoute, error) {
 	return found, nil
 }
 
+// isOurs knows the node's end of a cable. An Add that was interrupted leaves one without an alias.
 func isOurs(link netlink.Link) bool {
-	return link.Type() == "veth" && link.Attrs().Alias != "" && link.Attrs().Name == linkName(link.Attrs().Alias)
+	name, alias := link.Attrs().Name, link.Attrs().Alias
+	return link.Type() == "veth" && (name == linkName(alias) || alias == "" && strings.HasPrefix(name, linkPrefix) && len(name) == len(linkName("")))
+}
+
+// ourLinks lists the node's ends of all cables.
+func ourLinks(h *handle) ([]netlink.Link, error) {
+	links, err := dump(h.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	return slices.DeleteFunc(links, func(l netlink.Link) bool { return !isOurs(l) }), nil
+}
+
+// removeUnfinished removes the cables of interrupted Adds. Nobody may be adding pods.
+func (k *kernel) removeUnfinished() error {
+	h, err := k.open()
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	links, err := ourLinks(h)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, link := range links {
+		if link.Attrs().Alias == "" {
+			errs = append(errs, k.removeLink(link.Attrs().Name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // observePods returns UID → addresses of the pods whose cables are there.
@@ -97,14 +128,14 @@ func (k *kernel) observePods() (map[string][]netip.Addr, error) {
 		return nil, err
 	}
 	defer h.close()
-	links, err := dump(h.LinkList)
+	links, err := ourLinks(h)
 	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
+		return nil, err
 	}
 	uids := map[int]string{}
 	pods := map[string][]netip.Addr{}
 	for _, link := range links {
-		if isOurs(link) {
+		if link.Attrs().Alias != "" {
 			uids[link.Attrs().Index] = link.Attrs().Alias
 			pods[link.Attrs().Alias] = nil
 		}

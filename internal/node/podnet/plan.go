@@ -220,11 +220,11 @@ func gateway(family netip.Addr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 15: 1})
 }
 
-// peerRoutes returns pod range of another node → address it is reached by, and what is wrong with the peers that are left out.
-func peerRoutes(c config, peers []Peer) (map[netip.Prefix]netip.Addr, []error) {
-	wanted := map[netip.Prefix]netip.Addr{}
-	owner := map[netip.Prefix]string{}
-	var errs []error
+// peerRoutes returns pod range of another node → address it is reached by, pod range → name of the node, and what is wrong with
+// the peers that are left out.
+func peerRoutes(c config, peers []Peer) (wanted map[netip.Prefix]netip.Addr, owner map[netip.Prefix]string, errs []error) {
+	wanted = map[netip.Prefix]netip.Addr{}
+	owner = map[netip.Prefix]string{}
 	for _, peer := range sortedPeers(peers) {
 		via := pairOf(peer.Addrs)
 		for _, prefix := range peer.PodCIDRs {
@@ -242,7 +242,7 @@ func peerRoutes(c config, peers []Peer) (map[netip.Prefix]netip.Addr, []error) {
 			wanted[prefix], owner[prefix] = gw, peer.Name
 		}
 	}
-	return wanted, errs
+	return wanted, owner, errs
 }
 
 func sortedPeers(peers []Peer) []Peer {

@@ -156,6 +156,9 @@ func (n *Network) start(ctx context.Context) error {
 
 // takeOver fills the memory from the kernel.
 func (n *Network) takeOver() error {
+	if err := n.kernel.removeUnfinished(); err != nil {
+		return err
+	}
 	left, err := n.kernel.observePods()
 	if err != nil {
 		return err
@@ -479,13 +482,16 @@ func (n *Network) SetPeers(ctx context.Context, peers []Peer) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	wanted, errs := peerRoutes(n.config, peers)
+	wanted, owner, errs := peerRoutes(n.config, peers)
 	have, err := n.kernel.observePeerRoutes()
 	if err != nil {
 		return err
 	}
 	for _, change := range diffRoutes(have, wanted) {
 		if err := n.kernel.changeRoute(change); err != nil {
+			if name := owner[change.dst]; name != "" {
+				err = fmt.Errorf("node %s: %w", name, err)
+			}
 			errs = append(errs, err)
 		}
 	}
