@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/endpointd/endpointd/internal/controller/binder"
 	"github.com/endpointd/endpointd/internal/controller/endpoints"
 	"github.com/endpointd/endpointd/internal/controller/mirror"
 	"github.com/endpointd/endpointd/internal/controller/workload"
@@ -25,10 +26,13 @@ const (
 	endpointsName = "endpoints"
 	mirrorName    = "mirror"
 	workloadName  = "workload"
+	binderName    = "binder"
 )
 
 // ControllerNames are what --disable-controllers takes.
-func ControllerNames() []string { return []string{endpointsName, mirrorName, workloadName} }
+func ControllerNames() []string {
+	return []string{endpointsName, mirrorName, workloadName, binderName}
+}
 
 // runner is a controller. Run returns when ctx ended and its workers have.
 type runner interface{ Run(context.Context) error }
@@ -64,6 +68,7 @@ func (s *server) startControllers() error {
 		return err
 	}
 	s.addEndpoints(c)
+	s.addNodes(c)
 	c.informers.Start(c.stop)
 
 	terms, endTerms := context.WithCancel(ctx)
@@ -105,29 +110,44 @@ func (s *server) addWorkload(c *controllers) error {
 	return nil
 }
 
+// recorder is for events of one component.
+func (c *controllers) recorder(component string) record.EventRecorder {
+	return c.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})
+}
+
 // addEndpoints adds our own controllers. They are built in each term, and listen only during it.
 func (s *server) addEndpoints(c *controllers) {
-	recorder := func(component string) record.EventRecorder {
-		return c.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})
-	}
 	if !s.disabled(endpointsName) {
 		c.warm(c.informers.Core().V1().Nodes().Informer(), c.informers.Core().V1().Pods().Informer())
 		c.builds = append(c.builds, build{endpointsName, func() (runner, error) {
 			return endpoints.New(endpoints.Options{
-				Client: c.client, Informers: c.informers, Recorder: recorder("endpoints-controller"), Logger: s.options.Logger,
+				Client: c.client, Informers: c.informers, Recorder: c.recorder("endpoints-controller"), Logger: s.options.Logger,
 			}), nil
 		}})
 	}
 	if !s.disabled(mirrorName) {
 		c.builds = append(c.builds, build{mirrorName, func() (runner, error) {
 			return mirror.New(mirror.Options{
-				Client: c.client, Informers: c.informers, Recorder: recorder("endpointslice-mirroring-controller"), Logger: s.options.Logger,
+				Client: c.client, Informers: c.informers, Recorder: c.recorder("endpointslice-mirroring-controller"), Logger: s.options.Logger,
 			}), nil
 		}})
 	}
 	if !s.disabled(endpointsName) || !s.disabled(mirrorName) {
 		core := c.informers.Core().V1()
 		c.warm(core.Services().Informer(), core.Endpoints().Informer(), c.informers.Discovery().V1().EndpointSlices().Informer())
+	}
+}
+
+// addNodes adds what binds pods to nodes.
+func (s *server) addNodes(c *controllers) {
+	core := c.informers.Core().V1()
+	if !s.disabled(binderName) {
+		c.warm(core.Nodes().Informer(), core.Pods().Informer())
+		c.builds = append(c.builds, build{binderName, func() (runner, error) {
+			return binder.New(binder.Options{
+				Client: c.client, Informers: c.informers, Recorder: c.recorder(corev1.DefaultSchedulerName), Logger: s.options.Logger,
+			}), nil
+		}})
 	}
 }
 
