@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"github.com/endpointd/endpointd/internal/cli"
+	_ "github.com/endpointd/endpointd/internal/reexec" // pods' processes are this program under other names
 )
 
 func main() {
