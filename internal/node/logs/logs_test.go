@@ -40,8 +40,6 @@ func writeLog(t *testing.T, files ...string) string {
 	return path
 }
 
-func of[T any](v T) *T { return &v }
-
 func TestRead(t *testing.T) {
 	three := []string{row(0, "out", "F", "a"), row(1, "err", "F", "b"), row(2, "out", "F", "c") + row(3, "out", "F", "d")}
 	chain := row(0, "out", "F", "old") + row(1, "out", "P", "one ") + row(2, "err", "F", "between") + row(3, "out", "P", "two ") + row(4, "out", "F", "three")
@@ -55,41 +53,41 @@ func TestRead(t *testing.T) {
 		{"empty file", []string{""}, Options{}, ""},
 		{"all files, oldest first", three, Options{}, "a\nb\nc\nd\n"},
 		{"one stream", three, Options{Stream: Stderr}, "b\n"},
-		{"tail in the current file", three, Options{Tail: of(int64(1))}, "d\n"},
-		{"tail over files", three, Options{Tail: of(int64(3))}, "b\nc\nd\n"},
-		{"tail of more than there is", three, Options{Tail: of(int64(9))}, "a\nb\nc\nd\n"},
-		{"tail of none", three, Options{Tail: of(int64(0))}, ""},
-		{"tail below zero is none", three, Options{Tail: of(int64(-1))}, ""},
-		{"tail of one stream", three, Options{Tail: of(int64(2)), Stream: Stdout}, "c\nd\n"},
+		{"tail in the current file", three, Options{Tail: new(int64(1))}, "d\n"},
+		{"tail over files", three, Options{Tail: new(int64(3))}, "b\nc\nd\n"},
+		{"tail of more than there is", three, Options{Tail: new(int64(9))}, "a\nb\nc\nd\n"},
+		{"tail of none", three, Options{Tail: new(int64(0))}, ""},
+		{"tail below zero is none", three, Options{Tail: new(int64(-1))}, ""},
+		{"tail of one stream", three, Options{Tail: new(int64(2)), Stream: Stdout}, "c\nd\n"},
 		{"since", three, Options{Since: at(2)}, "c\nd\n"},
-		{"since within the tail", three, Options{Tail: of(int64(3)), Since: at(3)}, "d\n"},
-		{"since before the tail", three, Options{Tail: of(int64(1)), Since: at(0)}, "d\n"},
-		{"limit within a line", three, Options{LimitBytes: of(int64(3))}, "a\nb"},
-		{"limit at the end of a line", three, Options{LimitBytes: of(int64(4))}, "a\nb\n"},
-		{"limit above", three, Options{LimitBytes: of(int64(100))}, "a\nb\nc\nd\n"},
-		{"limit of nothing", three, Options{LimitBytes: of(int64(0))}, ""},
-		{"timestamps", three, Options{Timestamps: true, Tail: of(int64(1))}, "2026-01-02T03:04:03Z d\n"},
+		{"since within the tail", three, Options{Tail: new(int64(3)), Since: at(3)}, "d\n"},
+		{"since before the tail", three, Options{Tail: new(int64(1)), Since: at(0)}, "d\n"},
+		{"limit within a line", three, Options{LimitBytes: new(int64(3))}, "a\nb"},
+		{"limit at the end of a line", three, Options{LimitBytes: new(int64(4))}, "a\nb\n"},
+		{"limit above", three, Options{LimitBytes: new(int64(100))}, "a\nb\nc\nd\n"},
+		{"limit of nothing", three, Options{LimitBytes: new(int64(0))}, ""},
+		{"timestamps", three, Options{Timestamps: true, Tail: new(int64(1))}, "2026-01-02T03:04:03Z d\n"},
 		{"pieces are joined", []string{chain}, Options{}, "old\nbetween\none two three\n"},
-		{"pieces carry the time of the first", []string{chain}, Options{Timestamps: true, Stream: Stdout, Tail: of(int64(1))},
+		{"pieces carry the time of the first", []string{chain}, Options{Timestamps: true, Stream: Stdout, Tail: new(int64(1))},
 			"2026-01-02T03:04:01Z one two three\n"},
-		{"tail takes all pieces", []string{chain}, Options{Tail: of(int64(1))}, "one two three\n"},
-		{"tail takes pieces beyond the other stream", []string{chain}, Options{Tail: of(int64(2))}, "between\none two three\n"},
+		{"tail takes all pieces", []string{chain}, Options{Tail: new(int64(1))}, "one two three\n"},
+		{"tail takes pieces beyond the other stream", []string{chain}, Options{Tail: new(int64(2))}, "between\none two three\n"},
 		{"pieces over a rotation", []string{row(0, "out", "P", "x"), row(1, "out", "F", "y")}, Options{}, "xy\n"},
 		{"tail of pieces over a rotation", []string{row(0, "out", "F", "w") + row(0, "out", "P", "x"), row(1, "out", "F", "y")},
-			Options{Tail: of(int64(1))}, "xy\n"},
+			Options{Tail: new(int64(1))}, "xy\n"},
 		{"a line without an end", []string{row(0, "out", "F", "a") + row(1, "out", "P", "prompt> ")}, Options{}, "a\nprompt> "},
 		{"a line without an end is one of the tail", []string{row(0, "out", "F", "a") + row(1, "out", "P", "prompt> ")},
-			Options{Tail: of(int64(1))}, "prompt> "},
+			Options{Tail: new(int64(1))}, "prompt> "},
 		{"further tags", []string{row(0, "out", "F:x:y", "a")}, Options{}, "a\n"},
 		{"empty lines", []string{row(0, "out", "F", "") + at(1).Format(time.RFC3339) + " stdout F\n"}, Options{}, "\n\n"},
 		{"spaces stay", []string{row(0, "out", "F", "  a  b ")}, Options{}, "  a  b \n"},
 		{"garbage is left out", []string{"\x00\x01\n" + row(0, "out", "F", "a") + "2026 stdout F no\n\n\nx y z\n", row(1, "in", "F", "no") + row(1, "out", "F", "b")},
-			Options{Tail: of(int64(2))}, "a\nb\n"},
+			Options{Tail: new(int64(2))}, "a\nb\n"},
 		{"a torn line of a rotated file", []string{row(0, "out", "F", "a") + "2026-01-02T03:0", row(1, "out", "F", "b")}, Options{}, "a\nb\n"},
 		{"a torn line of an ended container", []string{strings.TrimSuffix(row(0, "out", "F", "dying wor"), "\n")}, Options{}, "dying wor\n"},
 		{"a torn line of a running container", []string{strings.TrimSuffix(row(0, "out", "F", "not yet wh"), "\n")},
 			Options{Running: func() bool { return true }}, ""},
-		{"follow of an ended container", three, Options{Follow: true, Tail: of(int64(2))}, "c\nd\n"},
+		{"follow of an ended container", three, Options{Follow: true, Tail: new(int64(2))}, "c\nd\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -123,7 +121,7 @@ func TestTailAgreesWithReadingAll(t *testing.T) {
 		lines := strings.SplitAfter(all.String(), "\n")
 		for _, n := range []int{1, 2, 3, 50, 1999, 2500, 4444} {
 			var tail bytes.Buffer
-			if err := Read(t.Context(), path, Options{Stream: stream, Tail: of(int64(n))}, &tail); err != nil {
+			if err := Read(t.Context(), path, Options{Stream: stream, Tail: new(int64(n))}, &tail); err != nil {
 				t.Fatal(err)
 			}
 			// A line that is still open is at the end of all, and counts.
@@ -158,7 +156,7 @@ func TestTailReadsOnlyTheEnd(t *testing.T) {
 func TestLongLineIsBounded(t *testing.T) {
 	long := strings.Repeat("y", 3*maxLine)
 	path := writeLog(t, row(0, "out", "F", "a")+row(1, "out", "F", long)+row(2, "out", "F", "b"))
-	for _, o := range []Options{{}, {Tail: of(int64(3))}} {
+	for _, o := range []Options{{}, {Tail: new(int64(3))}} {
 		var out bytes.Buffer
 		if err := Read(t.Context(), path, o, &out); err != nil {
 			t.Fatal(err)

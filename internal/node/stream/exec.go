@@ -115,7 +115,15 @@ func (a adapter) AttachContainer(ctx context.Context, _, _, _ string, in io.Read
 }
 
 // do runs the task with the streams that the client asked for. The library gives others too, which lead nowhere.
-func (a adapter) do(ctx context.Context, in io.Reader, out, err io.Writer, resize <-chan remotecommand.TerminalSize) error {
+func (a adapter) do(ctx context.Context, in io.Reader, out, errOut io.Writer, resize <-chan remotecommand.TerminalSize) error {
+	err := a.connect(ctx, in, out, errOut, resize)
+	if err != nil && errors.Is(context.Cause(ctx), errGone) {
+		return nil // nobody is there to be told, and it is no fault to log
+	}
+	return err
+}
+
+func (a adapter) connect(ctx context.Context, in io.Reader, out, errOut io.Writer, resize <-chan remotecommand.TerminalSize) error {
 	var s container.Streams
 	if a.o.Stdin {
 		s.Stdin = in
@@ -124,7 +132,7 @@ func (a adapter) do(ctx context.Context, in io.Reader, out, err io.Writer, resiz
 		s.Stdout = out
 	}
 	if a.o.Stderr {
-		s.Stderr = err
+		s.Stderr = errOut
 	}
 	if !a.o.TTY || resize == nil {
 		return a.run(ctx, s)

@@ -4,12 +4,16 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"sync"
 	"time"
 )
+
+// errGone is the cause of the end of a session's context when it was the client that left.
+var errGone = errors.New("the client has left")
 
 // session is a connection that was taken over from HTTP. It is given to the upstream library in place of its
 // ResponseWriter, because once that has taken the connection nobody else is told that the client left.
@@ -18,7 +22,7 @@ import (
 type session struct {
 	http.ResponseWriter
 	ctx    context.Context // ends with the client, or with the server
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	grace  time.Duration // how long the connection may last after the server's end
 
 	mu    sync.Mutex // guards all below
@@ -30,7 +34,7 @@ type session struct {
 
 // newSession begins a session within the context of a request. Its owner calls end.
 func newSession(w http.ResponseWriter, r *http.Request, grace time.Duration) *session {
-	ctx, cancel := context.WithCancel(r.Context())
+	ctx, cancel := context.WithCancelCause(r.Context())
 	return &session{ResponseWriter: w, ctx: ctx, cancel: cancel, grace: grace}
 }
 
@@ -40,7 +44,7 @@ func (s *session) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	watched := &watchedConn{Conn: conn, gone: s.cancel}
+	watched := &watchedConn{Conn: conn, gone: func() { s.cancel(errGone) }}
 	var reader io.Reader = watched
 	if n := rw.Reader.Buffered(); n > 0 {
 		early, err := rw.Reader.Peek(n)
@@ -51,7 +55,7 @@ func (s *session) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		reader = io.MultiReader(bytes.NewReader(bytes.Clone(early)), watched)
 	}
 	s.mu.Lock()
-	s.conn = conn
+	s.conn = watched
 	s.mu.Unlock()
 	// The parent of ctx is the request's, which ends with the server: nobody else ends it after a takeover.
 	stop := context.AfterFunc(s.ctx, s.closeLater)
@@ -71,7 +75,7 @@ func (s *session) closeLater() {
 
 // end closes the connection.
 func (s *session) end() {
-	s.cancel()
+	s.cancel(context.Canceled)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
@@ -89,7 +93,8 @@ func (s *session) end() {
 // watchedConn tells when nothing more can come from the client.
 type watchedConn struct {
 	net.Conn
-	gone func()
+	gone  func()
+	close sync.Once
 }
 
 func (c *watchedConn) Read(p []byte) (int, error) {
@@ -97,10 +102,18 @@ func (c *watchedConn) Read(p []byte) (int, error) {
 	if err != nil {
 		c.gone()
 	}
+	if errors.Is(err, net.ErrClosed) {
+		err = io.EOF // closed by us when all was said: to the libraries an end like any other, not one to log
+	}
 	return n, err
 }
 
+// Close may be called again. That is no error, for which the SPDY library would wait a second for somebody to take it.
 func (c *watchedConn) Close() error {
-	c.gone()
-	return c.Conn.Close()
+	var err error
+	c.close.Do(func() {
+		c.gone()
+		err = c.Conn.Close()
+	})
+	return err
 }
