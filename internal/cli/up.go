@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/endpointd/endpointd/internal/app"
+	"github.com/endpointd/endpointd/internal/sandbox"
 )
 
 // insideCommand is what `up` starts in namespaces of its own.
@@ -188,7 +189,7 @@ func (f *upFlags) apply(ctx context.Context, streams IO) error {
 	for _, file := range f.files {
 		args = append(args, "-f", file)
 	}
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...) //nolint:gosec // this very program
+	cmd := exec.CommandContext(ctx, sandbox.Program(), args...) //nolint:gosec // this very program
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = streams.In, streams.Out, streams.Err
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("apply %s: %w", strings.Join(f.files, ", "), err)
@@ -206,14 +207,14 @@ func (f *upFlags) next(w io.Writer, url string, took time.Duration) {
 	if !f.detach {
 		end = "Ctrl-C, or " + end
 	}
-	fmt.Fprintf(w, `ready after %d ms: %s
+	fmt.Fprintf(w, `endpointd is ready: %s, kubeconfig %s (%d nodes, %d ms)
 
   export KUBECONFIG=%s
   endpointd kubectl%s get nodes
   endpointd exec%s --node node-1 -- sh
   endpointd status%s
   %s
-`, took.Milliseconds(), url, app.Kubeconfig(f.dataDir), folder, folder, folder, end)
+`, url, app.Kubeconfig(f.dataDir), f.nodes, took.Milliseconds(), app.Kubeconfig(f.dataDir), folder, folder, folder, end)
 }
 
 // signalContext ends with SIGTERM or SIGINT; a second one ends the process.

@@ -56,7 +56,7 @@ func (c *Client) ask(q request, files ...*os.File) (answer, error) {
 	received, err := newReceiver(c.conn).next(&a)
 	closeFiles(received)
 	if err != nil {
-		return a, fmt.Errorf("the sandbox has ended: %w", err)
+		return a, fmt.Errorf("ask the sandbox: %w: it may have been ended", err)
 	}
 	return a, nil
 }

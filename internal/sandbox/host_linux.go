@@ -55,7 +55,7 @@ func Start(o Options) (*Sandbox, error) {
 	}
 	defer log.Close() //nolint:errcheck // the child has its own
 	s := &Sandbox{conn: conn, event: o.Event, done: make(chan struct{})}
-	s.cmd = &exec.Cmd{Path: "/proc/self/exe", Args: o.Args, Stdout: log.file, Stderr: log.file, ExtraFiles: []*os.File{file, o.API}, SysProcAttr: insideAttr()}
+	s.cmd = &exec.Cmd{Path: Program(), Args: o.Args, Stdout: log.file, Stderr: log.file, ExtraFiles: []*os.File{file, o.API}, SysProcAttr: insideAttr()}
 	s.work.Go(s.serve)
 	err = s.start()
 	_ = file.Close() // the child has its own

@@ -95,7 +95,9 @@ func (in *inside) run() error {
 
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	in.work.Go(func() { in.reaper.run(ctx) })
+	reaping, stopReaping := context.WithCancel(context.Background()) // to the very end
+	defer stopReaping()
+	in.work.Go(func() { in.reaper.run(reaping) })
 	in.work.Go(func() { defer stop(); in.listen(r) })
 	if err := in.prepare(); err != nil {
 		return err
@@ -125,6 +127,7 @@ func (in *inside) run() error {
 	stopServer()
 	in.endAll()
 	serverWork.Wait()
+	stopReaping()
 	in.work.Wait()
 	in.mu.Lock()
 	defer in.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -49,12 +50,15 @@ func newReceiver(conn *net.UnixConn) *receiver {
 	return &receiver{conn: conn, buffer: make([]byte, maxPacket)}
 }
 
-var errEnded = errors.New("the other side has ended")
+var errEnded = errors.New("the connection has ended")
 
 // next fills v and returns the descriptors, which are the caller's.
 func (r *receiver) next(v any) ([]*os.File, error) {
 	control := make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, oobn, flags, _, err := r.conn.ReadMsgUnix(r.buffer, control)
+	if errors.Is(err, io.EOF) {
+		return nil, errEnded
+	}
 	if err != nil {
 		return nil, err
 	}

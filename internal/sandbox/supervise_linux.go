@@ -102,8 +102,7 @@ func (s *supervised) start() (pid int, exited <-chan syscall.WaitStatus, err err
 	attr := &syscall.ProcAttr{Dir: s.dir, Env: os.Environ(), Files: files, Sys: &syscall.SysProcAttr{Setsid: true}}
 	return s.reaper.start(func() (pid int, err error) {
 		err = s.spaces.within(func() error {
-			// This very program, also when another has taken its path.
-			pid, err = syscall.ForkExec("/proc/self/exe", s.args, attr)
+			pid, err = syscall.ForkExec(Program(), s.args, attr)
 			return err
 		})
 		return pid, err

@@ -190,7 +190,10 @@ func startChild(cmd *exec.Cmd, log io.Writer) (*child, error) {
 	c := &child{cmd: cmd, ready: make(chan struct{}), done: make(chan struct{})}
 	cmd.Stderr = log
 	cmd.Stdout = &readyWriter{to: log, ready: c.ready}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	cmd.WaitDelay = 5 * time.Second
 	started := make(chan error)
 	go func() {
