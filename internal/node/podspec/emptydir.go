@@ -25,31 +25,63 @@ func (b *Builder) makeEmptyDir(pod *corev1.Pod, v *corev1.Volume) error {
 	default:
 		return fmt.Errorf("emptyDir.medium %q is not supported here: use \"\" (the disk) or Memory", medium)
 	}
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	if v.EmptyDir.Medium == corev1.StorageMediumMemory {
-		mounted, err := isMount(path)
-		if err != nil {
-			return err
-		}
-		if !mounted {
-			if err := mountMemory(path, b.memorySize(pod, v)); err != nil {
-				return fmt.Errorf("emptyDir in memory: %w; the agent needs the right to mount: use the medium \"\" if it has not", err)
-			}
-		}
-	}
-	mode := os.FileMode(0o777)
+	mode, group := os.FileMode(0o777), fsGroup(pod)
 	if m := v.EmptyDir.Mode; m != nil {
 		mode = fileMode(*m)
 	}
-	if group := fsGroup(pod); group != nil {
+	if group != nil {
+		mode |= os.ModeSetgid | 0o770
+	}
+	inMemory := v.EmptyDir.Medium == corev1.StorageMediumMemory
+	if inMemory {
+		if mounted, err := isMount(path); mounted || err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	} else if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		// Its mode is the containers' own by now: a database may have closed it to others.
+		return err
+	}
+	// Made beside its place, so that one that was not finished is not taken for one that was.
+	unfinished := filepath.Join(dir, unfinishedPrefix+v.Name)
+	if err := discard(unfinished); err != nil {
+		return err
+	}
+	if err := os.Mkdir(unfinished, 0o700); err != nil {
+		return err
+	}
+	if err := own(unfinished, mode, group); err != nil {
+		return err
+	}
+	if err := os.Rename(unfinished, path); err != nil || !inMemory {
+		return err
+	}
+	if err := mountMemory(path, b.memorySize(pod, v)); err != nil {
+		return fmt.Errorf("emptyDir in memory: %w; the agent needs the right to mount: use the medium \"\" if it has not", err)
+	}
+	if err := own(path, mode, group); err != nil {
+		return errors.Join(err, unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
+	}
+	return nil
+}
+
+// unfinishedPrefix is before the name of a volume that is being made. A volume's name is a DNS label and has no dot.
+const unfinishedPrefix = ".new-"
+
+// discard removes an empty folder that an attempt before left.
+func discard(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// own gives a folder its group and mode, whatever the umask.
+func own(path string, mode os.FileMode, group *int64) error {
+	if group != nil {
 		if err := chown(path, -1, *group); err != nil {
 			return err
 		}
-		mode |= os.ModeSetgid | 0o770
 	}
-	// Last, so that a folder that was not finished is not taken for one that was; whatever the umask.
 	return os.Chmod(path, mode)
 }
 

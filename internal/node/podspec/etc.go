@@ -206,5 +206,5 @@ func (b *Builder) TerminationMessage(uid, name string, attempt int) (string, err
 	if n < len(text) && err != nil {
 		text = text[:n] // it was cut meanwhile
 	}
-	return strings.ToValidUTF8(string(text), "\uFFFD"), nil
+	return strings.ToValidUTF8(string(text), "?"), nil
 }

@@ -232,7 +232,8 @@ func (i identity) resolve() (user container.User, home string, err error) {
 			return container.User{}, "", err
 		}
 	}
-	if !i.strict && group == "" {
+	// Without a root of its own, the groups are the machine's, and no image gave the user any.
+	if !i.strict && group == "" && i.rootfs != "" {
 		user.Groups = accounts.memberships(entry.name, user.GID)
 	}
 	return user, entry.home, nil
