@@ -384,3 +384,39 @@ func BenchmarkAddRemove(b *testing.B) {
 	b.ReportMetric(adding.Seconds()*1e3/float64(b.N), "add-ms")
 	b.ReportMetric(removing.Seconds()*1e3/float64(b.N), "remove-ms")
 }
+
+// TestFlushedTable: rules that somebody removed come back with the next SetPeers.
+func TestFlushedTable(t *testing.T) {
+	node, n := newDual(t, newSwitch(t), 1)
+	web, _ := newPod(t, n, "web", HostPort{Port: 8080, ContainerPort: 80})
+	web.serve(t, "tcp", ":80")
+	if err := n.kernel.removeTable(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := node.ask("tcp", addrPort(dual(1).NodeAddrs[0], 8080)); err == nil {
+		t.Fatal("the host port answers without rules")
+	}
+	if err := n.SetPeers(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	node.expect(t, "tcp", addrPort(dual(1).NodeAddrs[0], 8080), "web 10.200.0.11")
+}
+
+// TestRouterAdvertisements: a machine that has its IPv6 routes from a router keeps them when it becomes a router itself.
+func TestRouterAdvertisements(t *testing.T) {
+	o := dual(1)
+	node := newNode(t, newSwitch(t), "node-1", o.NodeAddrs[0].String()+"/24", o.NodeAddrs[1].String()+"/64")
+	node.do(t, func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(prefix("::/0")), Gw: addr("fd00:200::1").AsSlice(), Protocol: 9 /* ra */})
+	})
+	newNetwork(t, node, o)
+	node.do(t, func() error {
+		for name, want := range map[string]string{"uplink/accept_ra": "2", "all/forwarding": "1"} {
+			got, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name)
+			if err != nil || strings.TrimSpace(string(got)) != want {
+				return fmt.Errorf("%s is %q, %w, want %s", name, got, err, want)
+			}
+		}
+		return nil
+	})
+}

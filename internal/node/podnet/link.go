@@ -96,30 +96,49 @@ func (k *kernel) addPod(c cable, path string) error {
 		if err := k.nodeEnd(node, link, c); err != nil {
 			return err
 		}
-		return awaitCarrier(pod)
+		return awaitReady(pod, c.addrs)
 	})
 }
 
 const (
-	carrierPoll    = 100 * time.Microsecond
-	carrierTimeout = 2 * time.Second
+	readyPoll    = 100 * time.Microsecond
+	readyTimeout = 2 * time.Second
 )
 
-// awaitCarrier waits until the pod's end can send. It was set up before the node's, so the kernel notices the carrier a moment later, in
-// the background; until then it would drop what the pod sends, and the first connection would take a second.
-func awaitCarrier(pod *handle) error {
-	for start := time.Now(); ; time.Sleep(carrierPoll) {
-		link, err := pod.LinkByName(podLink)
-		if err != nil {
-			return fmt.Errorf("find %s in the pod: %w", podLink, err)
+// awaitReady waits until the pod's end can send and receive. The kernel does the last of it a moment later, in the background: it notices
+// the carrier of the end that was set up first, and makes IPv6 addresses its own. Until then packets would be lost, and
+// the first connection would take a second.
+func awaitReady(pod *handle, addrs []netip.Addr) error {
+	for start := time.Now(); ; time.Sleep(readyPoll) {
+		missing, err := notReady(pod, addrs)
+		if err != nil || missing == "" {
+			return err
 		}
-		if link.Attrs().OperState == netlink.OperUp {
-			return nil
-		}
-		if time.Since(start) > carrierTimeout {
-			return fmt.Errorf("%s in the pod is %s after %v", podLink, link.Attrs().OperState, carrierTimeout)
+		if time.Since(start) > readyTimeout {
+			return fmt.Errorf("%s in the pod is not ready after %v: %s", podLink, readyTimeout, missing)
 		}
 	}
+}
+
+// notReady says what is missing, "" if nothing is.
+func notReady(pod *handle, addrs []netip.Addr) (string, error) {
+	link, err := pod.LinkByName(podLink)
+	if err != nil {
+		return "", fmt.Errorf("find %s in the pod: %w", podLink, err)
+	}
+	if state := link.Attrs().OperState; state != netlink.OperUp {
+		return "it is " + state.String(), nil
+	}
+	for _, addr := range addrs {
+		if addr.Is4() {
+			continue
+		}
+		routes, err := pod.RouteGet(addr.AsSlice())
+		if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL {
+			return fmt.Sprintf("%s is not its own yet (%v)", addr, err), nil
+		}
+	}
+	return "", nil
 }
 
 // allowIPv6 turns IPv6 on in the thread's network namespace if the pod has such an address: some machines have it off for new ones.

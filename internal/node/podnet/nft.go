@@ -149,6 +149,21 @@ func (k *kernel) setTable(c config) error {
 	return nil
 }
 
+// hasTable says whether the table is there, judged by its last set.
+func (k *kernel) hasTable() (bool, error) {
+	nft, err := k.nft()
+	if err != nil {
+		return false, err
+	}
+	last := sets()[1].byAddr
+	if _, err := nft.GetSetByName(last.Table, last.Name); errors.Is(err, unix.ENOENT) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("look for nftables table %s: %w", tableName, err)
+	}
+	return true, nil
+}
+
 // removeTable removes the table, also one that is not there.
 func (k *kernel) removeTable() error {
 	nft, err := k.nft()

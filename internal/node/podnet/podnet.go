@@ -475,7 +475,7 @@ func (n *Network) enter(uid string) func() {
 // SetPeers makes the routes to the pods of other nodes as given: it adds, changes and removes what differs, and writes nothing
 // when nothing does. A route leads via the peer's address of the same family, which must be on a network in common: a peer for which that
 // is not so is an error that names it, and the others are done all the same. Routes that the kernel took away (a
-// link went down) come back with the next call.
+// link went down) and a table that somebody flushed come back with the next call.
 func (n *Network) SetPeers(ctx context.Context, peers []Peer) error {
 	n.peersMu.Lock()
 	defer n.peersMu.Unlock()
@@ -495,14 +495,33 @@ func (n *Network) SetPeers(ctx context.Context, peers []Peer) error {
 			errs = append(errs, err)
 		}
 	}
-	seen, err := n.kernel.observeInside()
+	err = n.restoreTable()
 	if err == nil {
-		err = n.kernel.setInside(seen, inside(n.config, peers))
+		var seen []addrRange
+		if seen, err = n.kernel.observeInside(); err == nil {
+			err = n.kernel.setInside(seen, inside(n.config, peers))
+		}
 	}
 	if err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// restoreTable makes the nftables table again if somebody removed it, with all host ports.
+func (n *Network) restoreTable() error {
+	there, err := n.kernel.hasTable()
+	if err != nil || there {
+		return err
+	}
+	n.log.Warn("nftables table was removed, making it again", "table", tableName)
+	if err := n.kernel.setTable(n.config); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	forwards := n.ports.all()
+	n.mu.Unlock()
+	return n.kernel.changePorts(forwards, nil)
 }
 
 // familyName is how people call the family of an address.

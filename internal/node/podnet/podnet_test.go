@@ -1,6 +1,7 @@
 package podnet
 
 import (
+	"fmt"
 	"testing"
 )
 
@@ -26,4 +27,24 @@ func TestPodsOfANode(t *testing.T) {
 	}
 	one.expect(t, "tcp", addrPort(addr("127.0.0.1"), 80), "one 127.0.0.1")
 	one.expect(t, "tcp", addrPort(addr("::1"), 80), "one ::1")
+}
+
+// TestFirstPacket: as soon as Add returns, no packet is lost in either direction and family; a SYN that is lost costs a second.
+func TestFirstPacket(t *testing.T) {
+	node, n := newDual(t, newSwitch(t), 1)
+	node.serve(t, "tcp", ":80")
+	for i := range 40 {
+		uid := fmt.Sprint("pod-", i)
+		pod, addrs := newPod(t, n, uid)
+		family := i % 2
+		if i%4 < 2 {
+			pod.serve(t, "tcp", ":80")
+			node.expect(t, "tcp", addrPort(addrs[family], 80), uid+" "+dual(1).NodeAddrs[family].String())
+		} else {
+			pod.expect(t, "tcp", addrPort(dual(1).NodeAddrs[family], 80), "node-1 "+addrs[family].String())
+		}
+		if err := n.Remove(t.Context(), uid); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

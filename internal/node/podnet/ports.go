@@ -141,10 +141,17 @@ func (t *portTable) drop(f forward) {
 
 // of returns the host ports of a pod.
 func (t *portTable) of(uid string) []forward {
+	return t.where(func(o portOwner) bool { return o.uid == uid })
+}
+
+// all returns the host ports of all pods.
+func (t *portTable) all() []forward { return t.where(func(portOwner) bool { return true }) }
+
+func (t *portTable) where(keep func(portOwner) bool) []forward {
 	var forwards []forward
 	for _, addrs := range t.owners {
 		for _, owner := range addrs {
-			if owner.uid == uid {
+			if keep(owner) {
 				forwards = append(forwards, owner.forward)
 			}
 		}
