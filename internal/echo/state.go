@@ -1,0 +1,103 @@
+package echo
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// state is how the server is told to behave.
+type state struct {
+	mu       sync.Mutex // guards everything below
+	ready    bool
+	healthy  bool
+	failing  bool
+	draining bool
+	delay    time.Duration
+	status   int
+	recover  *time.Timer   // ends failing; nil = nothing does
+	open     int           // HTTP requests that are being answered, without streams that never end
+	changed  chan struct{} // closed at the next change of anything
+}
+
+func newState(o *options) *state {
+	return &state{ready: o.ready, healthy: o.healthy, delay: o.delay, status: o.status, changed: make(chan struct{})}
+}
+
+// view is what the state comes to at a moment.
+type view struct {
+	Ready   bool          `json:"ready"`
+	Healthy bool          `json:"healthy"`
+	Delay   time.Duration `json:"-"`
+	Status  int           `json:"-"`
+	open    int
+	changed <-chan struct{}
+}
+
+func (s *state) view() view {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return view{
+		Ready: s.ready && !s.failing && !s.draining, Healthy: s.healthy && !s.failing,
+		Delay: s.delay, Status: s.status, open: s.open, changed: s.changed,
+	}
+}
+
+// change changes the state and wakes all who wait for that.
+func (s *state) change(f func(*state)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(s)
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// fail makes the server neither healthy nor ready: for a time, or (0) until heal.
+func (s *state) fail(d time.Duration) {
+	s.change(func(s *state) {
+		s.calm()
+		s.failing = true
+		if d > 0 {
+			var t *time.Timer
+			t = time.AfterFunc(d, func() {
+				s.change(func(s *state) {
+					if s.recover == t {
+						s.failing, s.recover = false, nil
+					}
+				})
+			})
+			s.recover = t
+		}
+	})
+}
+
+// calm ends a failure. It is called within change.
+func (s *state) calm() {
+	if s.recover != nil {
+		s.recover.Stop()
+	}
+	s.failing, s.recover = false, nil
+}
+
+// enter counts a request; the function that it returns ends it.
+func (s *state) enter() (leave func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open++
+	return func() { s.change(func(s *state) { s.open-- }) }
+}
+
+// idle waits until at most n requests are open, and says whether that was before ctx ended.
+func (s *state) idle(ctx context.Context, n int) bool {
+	for {
+		v := s.view()
+		if v.open <= n {
+			return true
+		}
+		select {
+		case <-v.changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
