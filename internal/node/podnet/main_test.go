@@ -161,7 +161,35 @@ func newNode(t testing.TB, sw *place, name string, addrs ...string) *place {
 		}
 		return netlink.LinkSetUp(link)
 	})
+	testkit.Await(t, 5*time.Second, func() error { return inNamespace(p.ns, settled) })
 	return p
+}
+
+// settled says what the kernel still has to do for the uplink, in the background.
+func settled() error {
+	link, err := netlink.LinkByName("uplink")
+	if err != nil {
+		return err
+	}
+	if state := link.Attrs().OperState; state != netlink.OperUp {
+		return fmt.Errorf("the uplink is %s", state)
+	}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+	if err != nil {
+		return err
+	}
+	local := false
+	for _, a := range addrs {
+		routes, err := netlink.RouteGet(a.IP)
+		if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL {
+			return fmt.Errorf("%s is not the node's own yet (%v)", a.IP, err) //nolint:errorlint // may be nil
+		}
+		local = local || a.IP.IsLinkLocalUnicast()
+	}
+	if !local {
+		return errors.New("the uplink has no link-local address")
+	}
+	return nil
 }
 
 // newNetwork starts the pod network of a node.
@@ -345,21 +373,53 @@ func (p *place) dump(t testing.TB) []string {
 				lines = append(lines, "neighbour "+n.String())
 			}
 		}
-		nft, err := nftables.New()
-		if err != nil {
-			return err
-		}
-		tables, err := nft.ListTables()
-		if err != nil {
-			return err
-		}
-		for _, table := range tables {
-			lines = append(lines, fmt.Sprintf("table %s %d", table.Name, table.Family))
-		}
-		return nil
+		rulesets, err := dumpTables()
+		lines = append(lines, rulesets...)
+		return err
 	})
 	slices.Sort(lines)
 	return lines
+}
+
+// dumpTables is what nftables has in the thread's namespace: tables, the number of rules of each chain, elements of sets.
+func dumpTables() ([]string, error) {
+	nft, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	var lines []string
+	chains, err := nft.ListChains()
+	if err != nil {
+		return nil, err
+	}
+	for _, chain := range chains {
+		rules, err := nft.GetRules(chain.Table, chain)
+		if err != nil {
+			return nil, err
+		}
+		lines = append(lines, fmt.Sprintf("chain %s %s has %d rules", chain.Table.Name, chain.Name, len(rules)))
+	}
+	tables, err := nft.ListTables()
+	if err != nil {
+		return nil, err
+	}
+	for _, table := range tables {
+		lines = append(lines, fmt.Sprintf("table %s %d", table.Name, table.Family))
+		sets, err := nft.GetSets(table)
+		if err != nil {
+			return nil, err
+		}
+		for _, set := range sets {
+			elements, err := nft.GetSetElements(set)
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range elements {
+				lines = append(lines, fmt.Sprintf("element %s %s %v %v %v", table.Name, set.Name, e.Key, e.Val, e.IntervalEnd))
+			}
+		}
+	}
+	return lines, nil
 }
 
 func addrPort(addr netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(addr, port) }
