@@ -208,7 +208,7 @@ func subPath(v *corev1.Volume, dir, path string) (string, error) {
 		return dir, nil
 	}
 	if filepath.IsAbs(path) || slices.Contains(strings.Split(path, "/"), "..") {
-		return "", fmt.Errorf("subPath %q: it must lie within the volume: not start with / and not contain ..", path)
+		return "", fmt.Errorf("subPath %q: it must lie within the volume: not start with / and have no part \"..\"", path)
 	}
 	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
 		return "", fmt.Errorf("subPath %q: the volume is a file; leave subPath out", path)

@@ -44,7 +44,7 @@ func parseResolvConf(text string) resolvConf {
 			r.searches = nil
 			for _, domain := range fields[1:] {
 				// With and without the last dot it is the same domain; the root alone is searched anyway.
-				if domain = strings.TrimSuffix(domain, "."); domain != "" {
+				if domain = strings.TrimRight(domain, "."); domain != "" {
 					r.searches = append(r.searches, domain)
 				}
 			}

@@ -153,7 +153,7 @@ func makeHostPath(h *corev1.HostPathVolumeSource) error {
 		kind = *h.Type
 	}
 	if !filepath.IsAbs(h.Path) || slices.Contains(strings.Split(h.Path, "/"), "..") {
-		return fmt.Errorf("hostPath %q: it must start with / and not contain ..", h.Path)
+		return fmt.Errorf("hostPath %q: it must start with / and have no part \"..\"", h.Path)
 	}
 	info, err := os.Stat(h.Path)
 	if errors.Is(err, fs.ErrNotExist) {
