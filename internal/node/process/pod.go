@@ -103,7 +103,7 @@ func loadPod(r *Runtime, uid string) (*pod, error) {
 		return nil, fmt.Errorf("%s: %w", shim.BundleFile, err)
 	}
 	p.ready = true
-	if p.process, err = findShim(p.dir); err != nil {
+	if p.process, err = findShim(p.dir, &p.bundle); err != nil {
 		return nil, err
 	}
 	// After the shim was found: what changes from here on comes over its stream.
@@ -192,7 +192,7 @@ func (p *process) ended() bool {
 const lockFile = "lock"
 
 // findShim gives the process that lives in a pod's folder; nil = none.
-func findShim(dir string) (*process, error) {
+func findShim(dir string, bundle *shim.Bundle) (*process, error) {
 	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -203,6 +203,7 @@ func findShim(dir string) (*process, error) {
 	defer lock.Close() //nolint:errcheck // also lets go of the lock
 	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
+		awaitRest(lock.Name(), bundle)
 		return nil, nil // nobody lives here
 	}
 	if !errors.Is(err, unix.EWOULDBLOCK) {
@@ -246,4 +247,28 @@ func holder(lock string) (int, error) {
 		}
 		<-time.After(pause)
 	}
+}
+
+// awaitRest waits for a shim that has closed its files already but not ended: the kernel is at its namespace still.
+func awaitRest(lock string, bundle *shim.Bundle) {
+	data, err := os.ReadFile(lock)
+	if err != nil || bundle.BootID != bootID() {
+		return
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return
+	}
+	p := &process{pid: pid, fd: os.NewFile(uintptr(fd), "pidfd")}
+	defer p.close()
+	if born, err := startTime(pid); err != nil || born.Sub(bundle.CreatedAt).Abs() > clockSlack {
+		return // the number was given away
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), endGrace)
+	defer cancel()
+	_ = p.wait(ctx)
 }

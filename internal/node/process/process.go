@@ -54,6 +54,7 @@ type Runtime struct {
 	ctx                     context.Context // ends with Close
 	cancel                  context.CancelFunc
 	watches                 sync.WaitGroup
+	closing                 sync.Once
 
 	mu   sync.Mutex      // guards pods
 	pods map[string]*pod // UID → pod; an entry without a bundle is being started
@@ -134,8 +135,13 @@ func (r *Runtime) adopt(uid string) {
 	}
 }
 
-// Close implements container.Runtime.
+// Close implements container.Runtime. A second one does nothing; the other methods then fail with os.ErrClosed.
 func (r *Runtime) Close() error {
+	r.closing.Do(r.close)
+	return nil
+}
+
+func (r *Runtime) close() {
 	r.cancel()
 	r.watches.Wait()
 	r.events.close()
@@ -144,7 +150,6 @@ func (r *Runtime) Close() error {
 	for _, p := range r.pods {
 		p.release()
 	}
-	return nil
 }
 
 // Events implements container.Runtime.
@@ -152,6 +157,9 @@ func (r *Runtime) Events() <-chan container.Event { return r.events.out }
 
 // Pods implements container.Runtime.
 func (r *Runtime) Pods(context.Context) ([]container.Pod, error) {
+	if r.ctx.Err() != nil {
+		return nil, os.ErrClosed
+	}
 	r.mu.Lock()
 	pods := make([]*pod, 0, len(r.pods))
 	for _, p := range r.pods {
@@ -175,6 +183,9 @@ func (r *Runtime) LogFile(uid, name string, attempt int) string {
 
 // lookup finds a pod that has started.
 func (r *Runtime) lookup(uid string) (*pod, error) {
+	if r.ctx.Err() != nil {
+		return nil, os.ErrClosed
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p := r.pods[uid]

@@ -30,6 +30,9 @@ func newRuntime(t *testing.T, o process.Options) *process.Runtime {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		pods, err := r.Pods(ctx)
+		if errors.Is(err, os.ErrClosed) {
+			return
+		}
 		for _, p := range pods {
 			err = errors.Join(err, r.RemovePod(ctx, p.Sandbox.UID))
 		}
@@ -74,7 +77,12 @@ func start(t *testing.T, r container.Runtime, c container.Container) container.S
 // nextExit gives the status of the next container that exits.
 func nextExit(t *testing.T, r container.Runtime) container.Status {
 	t.Helper()
-	e := nextEvent(t, r)
+	return nextExitWithin(t, r, patience)
+}
+
+func nextExitWithin(t *testing.T, r container.Runtime, limit time.Duration) container.Status {
+	t.Helper()
+	e := nextEventWithin(t, r, limit)
 	if e.Container == nil {
 		t.Fatalf("the pod %s died", e.Pod)
 	}
@@ -83,10 +91,15 @@ func nextExit(t *testing.T, r container.Runtime) container.Status {
 
 func nextEvent(t *testing.T, r container.Runtime) container.Event {
 	t.Helper()
+	return nextEventWithin(t, r, patience)
+}
+
+func nextEventWithin(t *testing.T, r container.Runtime, limit time.Duration) container.Event {
+	t.Helper()
 	select {
 	case e := <-r.Events():
 		return e
-	case <-time.After(patience):
+	case <-time.After(limit):
 		t.Fatal("no event")
 		return container.Event{}
 	}

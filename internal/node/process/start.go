@@ -38,6 +38,9 @@ func (r *Runtime) startPod(ctx context.Context, p *pod, s container.Sandbox) err
 	if s.UID == "" || strings.ContainsAny(s.UID, "/\x00") || s.UID[0] == '.' {
 		return fmt.Errorf("UID %q is not safe as a file name", s.UID)
 	}
+	if r.ctx.Err() != nil {
+		return os.ErrClosed
+	}
 	r.mu.Lock()
 	if _, taken := r.pods[s.UID]; taken {
 		r.mu.Unlock()
@@ -200,11 +203,12 @@ func (p *pod) awaitReady(ctx context.Context, ready *os.File) error {
 
 // RemovePod implements container.Runtime.
 func (r *Runtime) RemovePod(ctx context.Context, uid string) error {
-	r.mu.Lock()
-	p := r.pods[uid]
-	r.mu.Unlock()
-	if p == nil || !p.started() {
+	p, err := r.lookup(uid)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if err != nil {
+		return err
 	}
 	p.mu.Lock()
 	p.removing = true

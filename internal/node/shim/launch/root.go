@@ -57,6 +57,12 @@ func makeRoot(spec *Spec) error {
 		if err := setReadOnly(unix.AT_FDCWD, "/"); err != nil {
 			return fmt.Errorf("make root read-only: %w", err)
 		}
+		// What was made here takes mount points still.
+		for _, dir := range r.late {
+			if err := setAttributes(unix.AT_FDCWD, dir, 0, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}); err != nil {
+				return fmt.Errorf("make mount points in %s: %w", dir, err)
+			}
+		}
 	}
 	for _, s := range append(system, sources...) {
 		if err := r.attach(s); err != nil {

@@ -31,9 +31,11 @@ func (r *root) provide(target string, dir bool, links int) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(parent) //nolint:errcheck // opened for its path alone
-	where, err := nameOf(parent)
-	if err != nil {
-		return -1, err
+	where := "/"             // also before there is a /proc
+	if path.Dir(target) != "/" {
+		if where, err = nameOf(parent); err != nil {
+			return -1, err
+		}
 	}
 	base := path.Base(target)
 	// A link that leads nowhere, such as /etc/resolv.conf of systemd: what it names is provided.
