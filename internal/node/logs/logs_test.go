@@ -142,7 +142,7 @@ func TestTailReadsOnlyTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if _, _, err := seekTail([]*os.File{f}, 10, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -381,4 +381,26 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("the last %d lines of %q are %q", tail, all.String(), end.String())
 		}
 	})
+}
+
+func BenchmarkRead(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "0.log")
+	line := row(0, "out", "F", strings.Repeat("x", 100))
+	content := []byte(strings.Repeat(line, 10<<20/len(line)))
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	for name, tail := range map[string]*int64{"all": nil, "tail100": new(int64(100))} {
+		b.Run(name, func(b *testing.B) {
+			if tail == nil {
+				b.SetBytes(int64(len(content)))
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := Read(b.Context(), path, Options{Tail: tail}, io.Discard); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

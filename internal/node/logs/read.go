@@ -203,13 +203,13 @@ func (c *changes) wait(ctx context.Context) error {
 		return ctx.Err()
 	case <-c.tick.C:
 		return nil
-	case <-c.errors: // the queue ran over: there is something to read
+	case <-c.errors: //nolint:errcheck // the queue ran over: there is something to read
 	case <-c.events:
 	}
 	for { // what has come until now is read in one go
 		select {
 		case <-c.events:
-		case <-c.errors:
+		case <-c.errors: //nolint:errcheck // as above
 		default:
 			return nil
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -113,14 +114,14 @@ func (t *tailSearch) whole() bool {
 // read and how many lines to leave out there.
 func seekTail(files []*os.File, n int64, stream Stream) (first int, skip int64, err error) {
 	t := &tailSearch{want: n, stream: stream, seen: map[Stream]bool{}, settled: map[Stream]bool{}}
-	for i := len(files) - 1; i >= 0; i-- {
-		start, stop, err := t.file(files[i])
+	for i, f := range slices.Backward(files) {
+		start, stop, err := t.file(f)
 		if err != nil {
-			return 0, 0, fmt.Errorf("log %s: %w", files[i].Name(), err)
+			return 0, 0, fmt.Errorf("log %s: %w", f.Name(), err)
 		}
 		if stop {
-			if _, err := files[i].Seek(start, io.SeekStart); err != nil {
-				return 0, 0, fmt.Errorf("log %s: %w", files[i].Name(), err)
+			if _, err := f.Seek(start, io.SeekStart); err != nil {
+				return 0, 0, fmt.Errorf("log %s: %w", f.Name(), err)
 			}
 			return i, t.skip, nil
 		}

@@ -16,6 +16,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
 )
 
 // reviews answers as an API that lets some users do some things.
@@ -145,12 +146,12 @@ func TestVerdictsAreRemembered(t *testing.T) {
 		}
 		ask("yes", true, 1)
 		ask("no", false, 2)
-		time.Sleep(deniedFor - time.Second)
+		<-time.After(deniedFor - time.Second)
 		ask("yes", true, 2)
 		ask("no", false, 2)
-		time.Sleep(2 * time.Second)
+		<-time.After(2 * time.Second)
 		ask("no", false, 3)
-		time.Sleep(allowedFor)
+		<-time.After(allowedFor)
 		ask("yes", true, 4)
 
 		api.err = errors.New("the API is away")
@@ -162,4 +163,44 @@ func TestVerdictsAreRemembered(t *testing.T) {
 			t.Errorf("without the API an administrator got %t, %v", ok, err)
 		}
 	})
+}
+
+func TestCertificatesMayChange(t *testing.T) {
+	next := newAuthority(t)
+	var current sync.Map // "ca" → the authority of now
+	r := newRig(t, func(o *Options) {
+		first := o.TLS
+		o.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			if ca, ok := current.Load("ca"); ok {
+				ca := ca.(*authority)
+				return &tls.Config{Certificates: []tls.Certificate{ca.server(t)}, ClientCAs: ca.pool()}, nil
+			}
+			return first, nil
+		}}
+	})
+	if code, _ := do(t, r.admin, http.MethodGet, "/healthz"); code != http.StatusOK {
+		t.Errorf("before: got %d", code)
+	}
+	current.Store("ca", next)
+	admin := next.client(t, r.address, "admin", "system:masters")
+	if code, _ := do(t, admin, http.MethodGet, "/healthz"); code != http.StatusOK {
+		t.Errorf("after: got %d", code)
+	}
+	for protocol, executor := range executors { // which insist on HTTP/1.1
+		var out strings.Builder
+		o := remotecommand.StreamOptions{Stdout: &out}
+		e, err := executor(admin, streamURL(admin, webApp, o, "echo", "hello"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.StreamWithContext(t.Context(), o); err != nil || out.String() != "hello" {
+			t.Errorf("%s: got %q, %v", protocol, out.String(), err)
+		}
+	}
+	old := r.ca.client(t, r.address, "admin", "system:masters")
+	old.CAData = admin.CAData
+	if response, err := httpClient(t, old).Get(old.Host + "/pods"); err == nil {
+		_ = response.Body.Close()
+		t.Errorf("a certificate of the CA before: got %d", response.StatusCode)
+	}
 }

@@ -61,7 +61,7 @@ func enter(netns string) error {
 	if err != nil {
 		return fmt.Errorf("network namespace %s: %w", netns, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // only entered
 	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter network namespace %s: %w", netns, err)
 	}

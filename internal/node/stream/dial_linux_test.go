@@ -60,7 +60,7 @@ func dialInNamespaces(t *testing.T) {
 	if p.err != nil {
 		t.Fatal(p.err)
 	}
-	defer p.l.Close()
+	defer func() { _ = p.l.Close() }()
 	answered := make(chan error, 1)
 	go func() {
 		conn, err := p.l.Accept()
@@ -81,7 +81,7 @@ func dialInNamespaces(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	text, err := io.ReadAll(conn)
 	if err != nil || string(text) != "from the pod" {
 		t.Errorf("got %q, %v", text, err)
@@ -116,7 +116,7 @@ func loopbackUp() error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	lo, err := unix.NewIfreq("lo")
 	if err != nil {
 		return err

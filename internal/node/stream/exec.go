@@ -77,8 +77,7 @@ func (s *Server) remoteCommand(w http.ResponseWriter, r *http.Request, verb stri
 	defer release()
 	began := time.Now()
 	s.o.Logger.InfoContext(r.Context(), "a client is connected to a container", "verb", verb,
-		"user", r.TLS.PeerCertificates[0].Subject.CommonName, "pod", pod.Namespace+"/"+pod.Name, "container", name,
-		"command", short(strings.Join(r.URL.Query()[commandParam], " ")))
+		"user", r.TLS.PeerCertificates[0].Subject.CommonName, "pod", pod.Namespace+"/"+pod.Name, "container", name)
 	session := newSession(w, r, endGrace)
 	defer session.end()
 	r = r.WithContext(session.ctx)

@@ -190,8 +190,12 @@ func TestClientThatLeavesEndsItsCommand(t *testing.T) {
 			go func() { left <- e.StreamWithContext(ctx, o) }()
 			await(t, out.first, "the command to begin")
 			cancel()
-			await(t, r.runtime.ended, "the command to end")
-			await(t, left, "the client to end")
+			if err := await(t, r.runtime.ended, "the command to end"); !errors.Is(err, context.Canceled) {
+				t.Errorf("the command ended with %v", err)
+			}
+			if await(t, left, "the client to end") == nil {
+				t.Error("a client that was cancelled tells of no error")
+			}
 		})
 	}
 }
@@ -213,7 +217,10 @@ func TestServerThatEndsEndsCommands(t *testing.T) {
 				t.Error(err)
 			}
 			select {
-			case <-r.runtime.ended:
+			case err := <-r.runtime.ended:
+				if !errors.Is(err, context.Canceled) {
+					t.Errorf("the command ended with %v", err)
+				}
 			default:
 				t.Error("Serve returned while a command ran")
 			}
@@ -298,6 +305,7 @@ func TestStreamsAreLimited(t *testing.T) {
 		t.Errorf("one too many: got %d %q", code, text)
 	}
 	cancel()
-	await(t, left, "the client to end")
-	await(t, r.runtime.ended, "the command to end")
+	if err := errors.Join(await(t, left, "the client to end"), await(t, r.runtime.ended, "the command to end")); !errors.Is(err, context.Canceled) {
+		t.Errorf("ended with %v", err)
+	}
 }

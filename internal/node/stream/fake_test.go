@@ -225,7 +225,7 @@ func (f *fakeRuntime) Exec(ctx context.Context, o container.ExecOptions, s conta
 	return 0, errors.New("no such program")
 }
 
-func (f *fakeRuntime) Attach(ctx context.Context, pod, name string, s container.Streams) error {
+func (f *fakeRuntime) Attach(_ context.Context, pod, name string, s container.Streams) error {
 	fmt.Fprintf(s.Stdout, "attached to %s of %s: ", name, pod)
 	if s.Stdin == nil {
 		return nil
@@ -307,7 +307,7 @@ func do(t *testing.T, config *rest.Config, method, path string) (code int, body 
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
 	var text bytes.Buffer
 	if _, err := text.ReadFrom(response.Body); err != nil {
 		t.Fatal(err)

@@ -23,7 +23,7 @@ func (r *rig) log(t *testing.T, pod, name string, attempt int, lines ...string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	for i, line := range lines {
 		stream, text, _ := strings.Cut(line, " ")
 		if _, err := fmt.Fprintf(f, "2026-01-02T03:04:%02dZ %s F %s\n", i, stream, text); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -98,6 +99,11 @@ type forwarder struct {
 
 // PortForward implements portforward.PortForwarder.
 func (f *forwarder) PortForward(_ context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
+	// Writing waits until the SPDY library has confirmed the stream to the client. It calls before that, and were the
+	// stream reset meanwhile, or its client gone, it would wait for ever: nothing is held here yet that could wait with it.
+	if _, err := stream.Write(nil); err != nil {
+		return err
+	}
 	release, ok := f.server.acquire()
 	if !ok {
 		return fmt.Errorf("this node has %d streams open, which is the limit", cap(f.server.slots))
@@ -111,7 +117,7 @@ func (f *forwarder) PortForward(_ context.Context, _, _ string, port int32, stre
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()                           // everything was copied, or cannot be
 	stop := context.AfterFunc(f.ctx, func() { _ = conn.Close() }) // ends both copies
 	defer stop()
 	return f.copy(conn, stream)
@@ -199,9 +205,7 @@ func (t *tunnel) WriteHeader(code int) {
 		return // said by the WebSocket's own answer, in Hijack
 	}
 	t.sent = true
-	for name, values := range t.header {
-		t.w.Header()[name] = values
-	}
+	maps.Copy(t.w.Header(), t.header)
 	t.w.WriteHeader(code)
 }
 

@@ -50,7 +50,7 @@ func echoes(t *testing.T) (port string) {
 				return
 			}
 			all.Go(func() {
-				defer conn.Close()
+				defer func() { _ = conn.Close() }()
 				// Hidden from io.Copy, which between two sockets uses pipes and keeps them.
 				_, _ = io.Copy(struct{ io.Writer }{conn}, struct{ io.Reader }{conn})
 			})
@@ -104,7 +104,9 @@ func forward(t *testing.T, config *rest.Config, protocol, path, port string) (lo
 	}
 	t.Cleanup(func() {
 		close(stopped)
-		await(t, ended, "the client to end")
+		if err := await(t, ended, "the client to end"); err != nil && !errors.Is(err, portforward.ErrLostConnectionToPod) {
+			t.Error(err)
+		}
 	})
 	ports, err := f.GetPorts()
 	if err != nil {
@@ -119,7 +121,7 @@ func exchange(address string, data []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	sent := make(chan error, 1)
 	go func() {
 		_, err := conn.Write(data)

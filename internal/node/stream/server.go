@@ -147,20 +147,29 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	go func() { failed <- server.ServeTLS(l, "", "") }()
 	select {
 	case <-ctx.Done():
-		err = nil
+		err = s.shutdown(server)
+		if served := <-failed; !errors.Is(served, http.ErrServerClosed) {
+			err = errors.Join(served, err)
+		}
 	case err = <-failed:
-		failed <- err
+		cancel() // whatever reads or runs for a client ends now
+		err = errors.Join(err, s.shutdown(server))
+	}
+	if err != nil {
 		err = fmt.Errorf("node API on %s: %w", l.Addr(), err)
 	}
-	cancel() // whatever reads or runs for a client ends now
-	grace, stop := context.WithTimeout(context.Background(), endGrace)
-	defer stop()
-	if server.Shutdown(grace) != nil {
-		_ = server.Close() // those who did not read their answers
-	}
-	<-failed
 	s.active.wait()
 	return err
+}
+
+// shutdown lets answers be read for a while.
+func (s *Server) shutdown(server *http.Server) error {
+	grace, stop := context.WithTimeout(context.Background(), endGrace)
+	defer stop()
+	if err := server.Shutdown(grace); !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return server.Close() // those who did not
 }
 
 func (s *Server) tlsConfig() (*tls.Config, error) {
@@ -180,6 +189,7 @@ func tighten(given *tls.Config) *tls.Config {
 	config := given.Clone()
 	config.ClientAuth = tls.VerifyClientCertIfGiven
 	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
+	config.NextProtos = []string{"h2", "http/1.1"} // net/http adds them only to the first of two configurations
 	if choose := given.GetConfigForClient; choose != nil {
 		config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			chosen, err := choose(hello)
@@ -189,9 +199,7 @@ func tighten(given *tls.Config) *tls.Config {
 			if chosen.ClientCAs == nil {
 				return nil, errors.New("node API: no CA for clients: set ClientCAs to the cluster's")
 			}
-			chosen = tighten(chosen)
-			chosen.NextProtos = config.NextProtos // h2 is added by net/http after this function was made
-			return chosen, nil
+			return tighten(chosen), nil
 		}
 	}
 	return config
