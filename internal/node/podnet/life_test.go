@@ -1,10 +1,12 @@
 package podnet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -13,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 
 	"github.com/endpointd/endpointd/internal/testkit"
@@ -419,4 +422,33 @@ func TestRouterAdvertisements(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestOtherFirewall: a firewall that would cut pods off is named, and left alone.
+func TestOtherFirewall(t *testing.T) {
+	o := dual(1)
+	node := newNode(t, newSwitch(t), "node-1", o.NodeAddrs[0].String()+"/24", o.NodeAddrs[1].String()+"/64")
+	node.do(t, func() error {
+		nft, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		drop := nftables.ChainPolicyDrop
+		other := nft.AddTable(&nftables.Table{Name: "other", Family: nftables.TableFamilyIPv4})
+		nft.AddChain(&nftables.Chain{Table: other, Name: "FORWARD", Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+		return nft.Flush()
+	})
+	var log bytes.Buffer
+	o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	n := newNetwork(t, node, o)
+	if !strings.Contains(log.String(), `chains="[other FORWARD]"`) {
+		t.Errorf("the log does not name the chain: %s", log.String())
+	}
+	if err := n.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := strings.Join(node.dump(t), "\n"); !strings.Contains(after, "chain other FORWARD has 0 rules") || strings.Contains(after, tableName) {
+		t.Errorf("another's table was touched, or ours is left:\n%s", after)
+	}
 }

@@ -157,6 +157,26 @@ func (k *kernel) hasTable() (bool, error) {
 	return true, nil
 }
 
+// droppers names the chains of others that drop forwarded packets unless they say otherwise: pods would be cut off from other nodes. What
+// legacy iptables has is not seen.
+func (k *kernel) droppers() ([]string, error) {
+	nft, err := k.nft()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := nft.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("list nftables chains: %w", err)
+	}
+	var names []string
+	for _, c := range chains {
+		if c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+			names = append(names, c.Table.Name+" "+c.Name)
+		}
+	}
+	return names, nil
+}
+
 // removeTable removes the table, also one that is not there.
 func (k *kernel) removeTable() error {
 	nft, err := k.nft()
@@ -220,7 +240,7 @@ func portBytes(port uint16) []byte { return append(binaryutil.BigEndian.PutUint1
 
 func hairpinOf(f forward) nftables.SetElement {
 	addr := f.target.Addr().AsSlice()
-	return nftables.SetElement{Key: append(addr[:len(addr):len(addr)], addr...)}
+	return nftables.SetElement{Key: append(slices.Clip(addr), addr...)}
 }
 
 func hairpinSet(f forward) *nftables.Set {

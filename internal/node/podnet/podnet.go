@@ -141,6 +141,14 @@ func (n *Network) start(ctx context.Context) error {
 	if err := n.kernel.setOwnRanges(n.config.cidrs); err != nil {
 		return err
 	}
+	droppers, err := n.kernel.droppers()
+	if err != nil {
+		return err
+	}
+	if len(droppers) > 0 {
+		n.log.Warn("another firewall drops forwarded packets by default; have it accept those from and to the pod ranges",
+			"chains", droppers, "pod_ranges", join(n.config.cidrs))
+	}
 	// What an earlier run knew of other nodes is kept until SetPeers is called.
 	seen, err := n.kernel.observeInside()
 	if err != nil {
