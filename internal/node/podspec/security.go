@@ -119,7 +119,7 @@ func applySecurity(pod *corev1.Pod, c *corev1.Container, config image.Config, ou
 	}
 	wanted := identity{
 		uid: first(own.RunAsUser, podContext.RunAsUser), gid: first(own.RunAsGroup, podContext.RunAsGroup),
-		user: config.User, rootfs: config.Rootfs,
+		user: config.User, machine: config.Rootfs == "",
 		strict: podContext.SupplementalGroupsPolicy != nil && *podContext.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict,
 	}
 	if isTrue(first(own.RunAsNonRoot, podContext.RunAsNonRoot)) {
@@ -127,7 +127,11 @@ func applySecurity(pod *corev1.Pod, c *corev1.Container, config image.Config, ou
 			return "", err
 		}
 	}
-	out.User, home, err = wanted.resolve()
+	accounts, err := readAccounts(config.Rootfs)
+	if err != nil {
+		return "", err
+	}
+	out.User, home, err = wanted.resolve(accounts)
 	if err != nil {
 		return "", err
 	}
@@ -178,7 +182,7 @@ func validID(what string, id int64) (uint32, error) {
 type identity struct {
 	uid, gid *int64 // of the pod spec
 	user     string // of the image: NAME or number, with an optional :GROUP
-	rootfs   string // whose /etc/passwd and /etc/group say more
+	machine  bool   // it sees the machine's files
 	strict   bool   // groups of the image are not added
 }
 
@@ -200,15 +204,11 @@ func (i identity) nonRoot() error {
 }
 
 // resolve looks the rest up in the container's own files: the group, the groups that the user is a member of, its home.
-func (i identity) resolve() (user container.User, home string, err error) {
+func (i identity) resolve(accounts accounts) (user container.User, home string, err error) {
 	name, group, _ := strings.Cut(i.user, ":")
 	if i.uid != nil {
 		// The image's group is that of the image's user.
 		name, group = fmt.Sprint(*i.uid), ""
-	}
-	accounts, err := readAccounts(i.rootfs)
-	if err != nil {
-		return container.User{}, "", err
 	}
 	entry, known := accounts.user(name)
 	switch {
@@ -233,7 +233,7 @@ func (i identity) resolve() (user container.User, home string, err error) {
 		}
 	}
 	// Without a root of its own, the groups are the machine's, and no image gave the user any.
-	if !i.strict && group == "" && i.rootfs != "" {
+	if !i.strict && group == "" && !i.machine {
 		user.Groups = accounts.memberships(entry.name, user.GID)
 	}
 	return user, entry.home, nil

@@ -85,9 +85,21 @@ func TestRefusedUsers(t *testing.T) {
 
 // The machine's own groups are no image's: a container that sees the machine's files gets none of them for its number.
 func TestMachineGroupsAreNotInherited(t *testing.T) {
-	c, err := secured(t, "machine", corev1.PodSecurityContext{SupplementalGroups: []int64{9}}, corev1.SecurityContext{})
-	if err != nil || fmt.Sprint(c.User.Groups) != "[9]" {
-		t.Errorf("groups %v, %v", c.User.Groups, err)
+	a := accounts{
+		users:  []account{{name: "op", uid: 1000, gid: 1000, home: "/home/op"}},
+		groups: []accountGroup{{name: "disk", gid: 6, members: []string{"op"}}},
+	}
+	for machine, want := range map[bool]string{true: "{1000 1000 []}", false: "{1000 1000 [6]}"} {
+		user, home, err := identity{uid: new(int64(1000)), machine: machine}.resolve(a)
+		if got := fmt.Sprint(user); err != nil || got != want || home != "/home/op" {
+			t.Errorf("machine's files %v: %s %s, %v; want %s", machine, got, home, err, want)
+		}
+	}
+	for image, machine := range map[string]bool{"app": false, "machine": true} {
+		c, err := secured(t, image, corev1.PodSecurityContext{}, corev1.SecurityContext{})
+		if err != nil || (c.Rootfs == "") != machine {
+			t.Errorf("%s: root %q, %v", image, c.Rootfs, err)
+		}
 	}
 }
 
