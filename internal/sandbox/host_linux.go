@@ -37,9 +37,9 @@ type Sandbox struct {
 	err  error         // why; valid after done
 	work sync.WaitGroup
 
-	mu      sync.Mutex // guards what follows, and the order of packets
-	asked   bool       // it was told to stop
-	fatal   string     // what the inside said about its own end
+	mu    sync.Mutex // guards what follows, and the order of packets
+	asked bool       // it was told to stop
+	fatal string     // what the inside said about its own end
 }
 
 // Start starts the inside. It runs until Stop, or until this process or the inside ends.

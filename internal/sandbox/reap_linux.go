@@ -11,7 +11,7 @@ import (
 // reaper waits for all children, those too that the kernel gave to PID 1. Nothing else in the process may wait for one, so
 // os/exec is out.
 type reaper struct {
-	mu      sync.Mutex                         // guards waiting, and a start against its own end
+	mu      sync.Mutex                        // guards waiting, and a start against its own end
 	waiting map[int]chan<- syscall.WaitStatus // pid → who waits
 }
 

@@ -90,7 +90,10 @@ func (u *UpProcess) Start() {
 	args := append([]string{"up", "--data-dir", u.DataDir, "--nodes", strconv.Itoa(u.options.Nodes), "--listen", "127.0.0.1:0"}, u.options.Args...)
 	cmd := exec.Command(u.options.Binary, args...)
 	cmd.Env = append(environment(u.server.home), u.options.Env...)
-	cmd.SysProcAttr = u.options.SysProcAttr
+	if u.options.SysProcAttr != nil {
+		attr := *u.options.SysProcAttr // startChild sets more
+		cmd.SysProcAttr = &attr
+	}
 	started := time.Now()
 	c, err := startChild(cmd, &u.log)
 	if err != nil {
