@@ -27,6 +27,7 @@ const maxSize = 3 << 20
 type file struct {
 	content []byte        // as understood last
 	pods    []*corev1.Pod // of content
+	kept    bool          // whether content is in Options.Keep
 }
 
 // errFresh is a file that was written a moment ago: whoever writes it may not be done.
@@ -48,7 +49,7 @@ func (f *file) load(path, node string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	f.content, f.pods = content, pods
+	f.content, f.pods, f.kept = content, pods, false
 	return nil
 }
 

@@ -54,7 +54,10 @@ const (
 type Options struct {
 	Dir      string
 	NodeName string
-	Client   kubernetes.Interface
+	// Keep is a folder of the agent's own where it keeps what each file said when it was understood last, so that a file
+	// that is broken while the agent starts ends no pod either. It is made when needed; "" = nothing is kept.
+	Keep   string
+	Client kubernetes.Interface
 	// ListFirst is watch.Options.ListFirst, for clients in memory.
 	ListFirst bool
 	// Node is the Node of the API, the owner of mirror pods; without it they wait.
@@ -217,14 +220,16 @@ func (m *Manifest) load() (again bool) {
 		}
 		there[name] = true
 		if m.files[name] == nil {
-			m.files[name] = &file{}
+			m.files[name] = m.remembered(name)
 		}
 		err := m.files[name].load(path, m.o.NodeName)
 		if errors.Is(err, errFresh) {
 			again = true
 			continue
 		}
-		if err != nil && len(m.files[name].pods) > 0 {
+		if err == nil {
+			err = m.remember(name)
+		} else if len(m.files[name].pods) > 0 {
 			err = fmt.Errorf("%w; its pods stay as they were", err)
 		}
 		m.say(path, err)
@@ -235,6 +240,7 @@ func (m *Manifest) load() (again bool) {
 		}
 		return !there[name]
 	})
+	m.say("kept", m.forget(there))
 	if again && !m.known() {
 		return true // the first list is to be whole
 	}

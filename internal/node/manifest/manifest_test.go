@@ -46,9 +46,14 @@ type world struct {
 	told    int
 	running map[types.UID]bool
 	hasNode bool
+	stop    func()
 }
 
 func start(t *testing.T, dir string, objs ...*corev1.Pod) *world {
+	return startKeeping(t, dir, filepath.Join(t.TempDir(), "keep"), objs...)
+}
+
+func startKeeping(t *testing.T, dir, keep string, objs ...*corev1.Pod) *world {
 	api := controllertest.NewAPI()
 	w := &world{
 		t: t, dir: dir, server: apitest.New(api), user: api.Client(), events: record.NewFakeRecorder(100),
@@ -60,7 +65,7 @@ func start(t *testing.T, dir string, objs ...*corev1.Pod) *world {
 		}
 	}
 	w.m = manifest.New(manifest.Options{
-		Dir: dir, NodeName: "N1", Client: w.server.Client(), Events: w.events,
+		Dir: dir, NodeName: "N1", Keep: keep, Client: w.server.Client(), Events: w.events,
 		Node: func() (*corev1.Node, bool) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -82,13 +87,14 @@ func start(t *testing.T, dir string, objs ...*corev1.Pod) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.m.Run(ctx) }()
-	t.Cleanup(func() {
+	w.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 		w.server.Close()
 	})
+	t.Cleanup(w.stop)
 	return w
 }
 
@@ -228,6 +234,34 @@ func TestBrokenFileKeepsItsPods(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestFileThatIsBrokenWhileTheAgentStartsKeepsItsPods(t *testing.T) {
+	dir, keep := t.TempDir(), filepath.Join(t.TempDir(), "keep")
+	first := startKeeping(t, dir, keep)
+	first.write("a.yaml", text("a", "x:1"))
+	first.write("b.yaml", text("b", "x:1"))
+	before := first.has("a-n1=x:1 b-n1=x:1")
+	first.stop()
+	first.write("a.yaml", "apiVersion: v1\nki")
+	if err := os.Remove(filepath.Join(dir, "b.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	second := startKeeping(t, dir, keep)
+	if after := second.has("a-n1=x:1"); after[0].UID != before[0].UID {
+		t.Error("the pod was replaced")
+	}
+	second.warned("a.yaml", "stay as they were")
+	if err := os.Remove(filepath.Join(dir, "a.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	second.has("")
+	testkit.Await(t, patience, func() error {
+		if left, err := os.ReadDir(keep); err != nil || len(left) > 0 {
+			return fmt.Errorf("%v kept of files that are gone, %v", left, err)
+		}
+		return nil
+	})
 }
 
 func TestFolderThatGoesAwayEndsNothing(t *testing.T) {
