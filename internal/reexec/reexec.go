@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/endpointd/endpointd/internal/echo"
 	"github.com/endpointd/endpointd/internal/node/shim"
 	"github.com/endpointd/endpointd/internal/node/shim/launch"
 )
@@ -22,6 +23,7 @@ import (
 const (
 	Pod    = "endpointd-pod"
 	Launch = "endpointd-launch"
+	Echo   = "endpointd-echo"
 )
 
 // init must run here: main() runs after every package of Kubernetes has initialised.
@@ -34,5 +36,7 @@ func init() {
 		os.Exit(shim.Main())
 	case Launch:
 		os.Exit(launch.Main())
+	case Echo:
+		os.Exit(echo.Main())
 	}
 }

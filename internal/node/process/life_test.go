@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/endpointd/endpointd/internal/node/container"
 	"github.com/endpointd/endpointd/internal/node/process"
 	"github.com/endpointd/endpointd/internal/testkit"
@@ -88,11 +90,8 @@ func TestShimDies(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
+				killAndWait(t, p.PID)
 				if restart {
-					awaitDeath(t, p.PID)
 					r = newRuntime(t, process.Options{Dir: dir})
 				} else if e := nextEvent(t, r); e.Container != nil || e.Pod != "uid-1" {
 					t.Errorf("event is %+v", e)
@@ -121,15 +120,21 @@ func TestShimDies(t *testing.T) {
 	}
 }
 
-func awaitDeath(t *testing.T, pid int) {
+// killAndWait returns when the last thread has ended; the first one may look dead before.
+func killAndWait(t *testing.T, pid int) {
 	t.Helper()
-	testkit.Await(t, patience, func() error {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil || strings.Contains(string(data), ") Z ") {
-			return nil
-		}
-		return errors.New("it lives")
-	})
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // opened to be polled
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(poll, int(patience.Milliseconds())); n != 1 || err != nil {
+		t.Fatalf("it lives: %d, %v", n, err)
+	}
 }
 
 // TestRemovePod compares before and after: processes, mounts, folders.
