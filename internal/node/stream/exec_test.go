@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -308,4 +309,57 @@ func TestStreamsAreLimited(t *testing.T) {
 	if err := errors.Join(await(t, left, "the client to end"), await(t, r.runtime.ended, "the command to end")); !errors.Is(err, context.Canceled) {
 		t.Errorf("ended with %v", err)
 	}
+}
+
+// stalled never reads on after its first byte.
+type stalled struct {
+	first   chan struct{}
+	release chan struct{}
+	once    sync.Once
+}
+
+func (s *stalled) Write(p []byte) (int, error) {
+	s.once.Do(func() { close(s.first) })
+	<-s.release
+	return len(p), nil
+}
+
+func TestServerEndsThoughClientsDoNotRead(t *testing.T) {
+	r := newRig(t, nil)
+	lines := make([]string, 200_000)
+	for i := range lines {
+		lines[i] = "stdout " + strings.Repeat("x", 90)
+	}
+	r.log(t, "web", "app", 1, lines...)
+	var clients sync.WaitGroup
+	release := make(chan struct{})
+	for _, executor := range executors {
+		out := &stalled{first: make(chan struct{}), release: release}
+		o := remotecommand.StreamOptions{Stdout: out}
+		e, err := executor(r.admin, streamURL(r.admin, webApp, o, "flood"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients.Go(func() { _ = e.StreamWithContext(t.Context(), o) })
+		await(t, out.first, "the command to begin")
+	}
+	reader, end := r.follow(t, t.Context())
+	if !reader.Scan() {
+		t.Error(reader.Err())
+	}
+	began := time.Now()
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 3*endGrace {
+		t.Errorf("the server took %v to end", took)
+	}
+	for range executors {
+		if err := await(t, r.runtime.ended, "a command to end"); err == nil {
+			t.Error("a command whose output went nowhere was told of no error")
+		}
+	}
+	close(release)
+	clients.Wait()
+	end()
 }

@@ -216,6 +216,13 @@ func (f *fakeRuntime) Exec(ctx context.Context, o container.ExecOptions, s conta
 			}
 		}
 		return 1, nil
+	case "flood":
+		for {
+			if _, err := s.Stdout.Write(make([]byte, 32<<10)); err != nil {
+				f.ended <- err
+				return 0, err
+			}
+		}
 	case "wait":
 		fmt.Fprint(s.Stdout, "waiting")
 		<-ctx.Done()

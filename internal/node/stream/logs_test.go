@@ -26,7 +26,7 @@ func (r *rig) log(t *testing.T, pod, name string, attempt int, lines ...string) 
 	defer func() { _ = f.Close() }()
 	for i, line := range lines {
 		stream, text, _ := strings.Cut(line, " ")
-		if _, err := fmt.Fprintf(f, "2026-01-02T03:04:%02dZ %s F %s\n", i, stream, text); err != nil {
+		if _, err := fmt.Fprintf(f, "2026-01-02T03:04:%02dZ %s F %s\n", i%60, stream, text); err != nil {
 			t.Fatal(err)
 		}
 	}
