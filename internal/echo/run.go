@@ -33,7 +33,7 @@ func Main() int {
 	debug.SetMemoryLimit(32 << 20)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	err := Run(ctx, os.Args[1:], os.Environ(), os.Stdout)
+	err := run(ctx, os.Args[1:], os.Environ(), os.Stdout, trim)
 	var told *ExitError
 	switch {
 	case err == nil:
@@ -48,6 +48,14 @@ func Main() int {
 // Run serves until ctx ends, and then until open requests have ended or the drain is over. It returns nil then, an [*ExitError] when it
 // was told to exit, or what went wrong. args are without the program's name, env is like that of [os.Environ].
 func Run(ctx context.Context, args, env []string, stdout io.Writer) error {
+	return run(ctx, args, env, stdout, func() {})
+}
+
+// settleTime is when a process that has started does no more than it will always do.
+const settleTime = time.Second
+
+// run is Run, and calls settled when the server has served for a moment.
+func run(ctx context.Context, args, env []string, stdout io.Writer, settled func()) error {
 	o, err := parse(args, env, stdout)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
@@ -64,7 +72,7 @@ func Run(ctx context.Context, args, env []string, stdout io.Writer) error {
 	}
 	log := slog.New(slog.NewTextHandler(stdout, nil))
 	log.Info("listening", "pod", o.who.Pod, "http", addresses(sockets.http), "tcp", addresses(sockets.tcp), "udp", packets(sockets.udp))
-	r := &running{o: o, state: newState(o), log: log, exit: make(chan int, 1), failed: make(chan error, 1)}
+	r := &running{settled: settled, o: o, state: newState(o), log: log, exit: make(chan int, 1), failed: make(chan error, 1)}
 	r.web = newWeb(o, r.state, r.exit, log)
 	return r.serve(ctx, sockets)
 }
@@ -132,12 +140,13 @@ func packets(all []*net.UDPConn) string {
 
 // running is the server while it serves.
 type running struct {
-	o      *options
-	state  *state
-	web    *web
-	log    *slog.Logger
-	exit   chan int   // somebody told us to exit
-	failed chan error // the first thing that went wrong
+	o       *options
+	state   *state
+	web     *web
+	log     *slog.Logger
+	settled func()
+	exit    chan int   // somebody told us to exit
+	failed  chan error // the first thing that went wrong
 }
 
 // serve owns all goroutines: it waits for them before it returns.
@@ -183,6 +192,7 @@ func (r *running) serve(ctx context.Context, s sockets) error {
 // plan does what the flags say for later.
 func (r *running) plan(ctx context.Context) {
 	var fail, exit <-chan time.Time
+	settled := time.After(settleTime)
 	if r.o.failAfter > 0 {
 		fail = time.After(r.o.failAfter)
 	}
@@ -191,6 +201,8 @@ func (r *running) plan(ctx context.Context) {
 	}
 	for {
 		select {
+		case <-settled:
+			r.settled()
 		case <-fail:
 			r.state.fail(r.o.failFor)
 		case <-exit:
