@@ -96,7 +96,7 @@ func (k *kernel) addPod(c cable, path string) error {
 		if err := k.nodeEnd(node, link, c); err != nil {
 			return err
 		}
-		return awaitReady(pod, c.addrs)
+		return awaitReady(node, pod, c)
 	})
 }
 
@@ -105,37 +105,42 @@ const (
 	readyTimeout = 2 * time.Second
 )
 
-// awaitReady waits until the pod's end can send and receive. The kernel does the last of it a moment later, in the background: it notices
-// the carrier of the end that was set up first, and makes IPv6 addresses its own. Until then packets would be lost, and
+// awaitReady waits until both ends can send and receive. The kernel does the last of it a moment later, in the background: it notices
+// the carrier, and makes IPv6 addresses the pod's own. Until then packets would be lost, and
 // the first connection would take a second.
-func awaitReady(pod *handle, addrs []netip.Addr) error {
+func awaitReady(node, pod *handle, c cable) error {
 	for start := time.Now(); ; time.Sleep(readyPoll) {
-		missing, err := notReady(pod, addrs)
+		missing, err := notReady(node, pod, c)
 		if err != nil || missing == "" {
 			return err
 		}
 		if time.Since(start) > readyTimeout {
-			return fmt.Errorf("%s in the pod is not ready after %v: %s", podLink, readyTimeout, missing)
+			return fmt.Errorf("interface %s is not ready after %v: %s", linkName(c.uid), readyTimeout, missing)
 		}
 	}
 }
 
 // notReady says what is missing, "" if nothing is.
-func notReady(pod *handle, addrs []netip.Addr) (string, error) {
-	link, err := pod.LinkByName(podLink)
-	if err != nil {
-		return "", fmt.Errorf("find %s in the pod: %w", podLink, err)
+func notReady(node, pod *handle, c cable) (string, error) {
+	for _, end := range []struct {
+		handle *handle
+		name   string
+	}{{pod, podLink}, {node, linkName(c.uid)}} {
+		link, err := end.handle.LinkByName(end.name)
+		if err != nil {
+			return "", fmt.Errorf("find interface %s: %w", end.name, err)
+		}
+		if state := link.Attrs().OperState; state != netlink.OperUp {
+			return end.name + " is " + state.String(), nil
+		}
 	}
-	if state := link.Attrs().OperState; state != netlink.OperUp {
-		return "it is " + state.String(), nil
-	}
-	for _, addr := range addrs {
+	for _, addr := range c.addrs {
 		if addr.Is4() {
 			continue
 		}
 		routes, err := pod.RouteGet(addr.AsSlice())
 		if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL {
-			return fmt.Sprintf("%s is not its own yet (%v)", addr, err), nil
+			return fmt.Sprintf("%s is not the pod's own yet", addr), nil
 		}
 	}
 	return "", nil
