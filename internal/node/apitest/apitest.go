@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -122,11 +123,7 @@ func (s *Server) Delay(by time.Duration) {
 func (s *Server) Requests() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := make(map[string]int, len(s.requests))
-	for k, v := range s.requests {
-		n[k] = v
-	}
-	return n
+	return maps.Clone(s.requests)
 }
 
 // Close ends all connections and waits for the server.

@@ -24,7 +24,7 @@ func TestOrdinaryClientIsServed(t *testing.T) {
 			t.Fatal(made, err)
 		}
 		made.Status.NodeInfo.KernelVersion = "7"
-		if made, err = c.UpdateStatus(t.Context(), made, metav1.UpdateOptions{}); err != nil {
+		if _, err = c.UpdateStatus(t.Context(), made, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		list, err := c.List(t.Context(), metav1.ListOptions{})

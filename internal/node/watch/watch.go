@@ -35,7 +35,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/klog/v2"
 )
 
 // The pause between two attempts. With the jitter, the longest is shorter than a second.
@@ -102,11 +101,13 @@ type Store[T Object] struct {
 	o      Options[T]
 	log    *slog.Logger
 	synced chan struct{}
-	calls  sync.WaitGroup // requests under way
+	idle   chan struct{} // closed when ended is true and calls is 0
 
 	mu      sync.RWMutex // guards the fields below
 	objects map[types.NamespacedName]T
 	lost    time.Time // when the API went away; zero = it is there
+	calls   int       // requests under way: the reflector does not wait for a list that it has given up
+	ended   bool      // no more requests
 }
 
 // New makes an empty Store.
@@ -115,7 +116,7 @@ func New[T Object](o Options[T]) *Store[T] {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Store[T]{o: o, log: log.With("watch", o.Name), synced: make(chan struct{}), objects: map[types.NamespacedName]T{}}
+	return &Store[T]{o: o, log: log.With("watch", o.Name), synced: make(chan struct{}), idle: make(chan struct{}), objects: map[types.NamespacedName]T{}}
 }
 
 // Get returns an object by namespace ("" where the kind has none) and name.
@@ -172,7 +173,7 @@ func (s *Store[T]) Run(ctx context.Context) error {
 			Steps: 10, // more than it takes to reach the cap
 		},
 	})
-	ctx = klog.NewContext(ctx, quiet)
+	ctx = logr.NewContext(ctx, quiet)
 	for pause := firstPause; ctx.Err() == nil; pause = min(2*pause, lastPause) {
 		start := time.Now()
 		_ = r.ListAndWatchWithContext(ctx) // logged where requests are made, below
@@ -184,8 +185,39 @@ func (s *Store[T]) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-	s.calls.Wait()
+	s.end()
 	return nil
+}
+
+// begin counts a request; it refuses one when Run ends.
+func (s *Store[T]) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return false
+	}
+	s.calls++
+	return true
+}
+
+// finish is for each begin.
+func (s *Store[T]) finish() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.calls--; s.ended && s.calls == 0 {
+		close(s.idle)
+	}
+}
+
+// end waits for the requests under way.
+func (s *Store[T]) end() {
+	s.mu.Lock()
+	s.ended = true
+	calls := s.calls
+	s.mu.Unlock()
+	if calls > 0 {
+		<-s.idle
+	}
 }
 
 // newOf makes an empty object for a pointer type.
@@ -195,8 +227,10 @@ func newOf[T Object]() T { return reflect.New(reflect.TypeFor[T]().Elem()).Inter
 type source[T Object] struct{ s *Store[T] }
 
 func (c *source[T]) ListWithContext(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-	c.s.calls.Add(1)
-	defer c.s.calls.Done()
+	if !c.s.begin() {
+		return nil, context.Canceled
+	}
+	defer c.s.finish()
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	c.s.selectors(&o)
@@ -206,8 +240,10 @@ func (c *source[T]) ListWithContext(ctx context.Context, o metav1.ListOptions) (
 }
 
 func (c *source[T]) WatchWithContext(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	c.s.calls.Add(1)
-	defer c.s.calls.Done()
+	if !c.s.begin() {
+		return nil, context.Canceled
+	}
+	defer c.s.finish()
 	c.s.selectors(&o)
 	w, err := c.s.o.Source.Watch(ctx, o)
 	if err != nil && o.SendInitialEvents != nil {
