@@ -18,6 +18,7 @@ import (
 	"github.com/endpointd/endpointd/internal/controller/binder"
 	"github.com/endpointd/endpointd/internal/controller/endpoints"
 	"github.com/endpointd/endpointd/internal/controller/mirror"
+	"github.com/endpointd/endpointd/internal/controller/nodelife"
 	"github.com/endpointd/endpointd/internal/controller/workload"
 )
 
@@ -27,11 +28,12 @@ const (
 	mirrorName    = "mirror"
 	workloadName  = "workload"
 	binderName    = "binder"
+	nodesName     = "nodes"
 )
 
 // ControllerNames are what --disable-controllers takes.
 func ControllerNames() []string {
-	return []string{endpointsName, mirrorName, workloadName, binderName}
+	return []string{endpointsName, mirrorName, workloadName, binderName, nodesName}
 }
 
 // runner is a controller. Run returns when ctx ended and its workers have.
@@ -41,6 +43,7 @@ type runner interface{ Run(context.Context) error }
 type controllers struct {
 	client    kubernetes.Interface
 	informers informers.SharedInformerFactory
+	others    []cache.SharedIndexInformer // that the factory can not make; run like its own
 	builds    []build
 	events    record.EventBroadcaster
 	stop      <-chan struct{} // ends the informers
@@ -70,6 +73,10 @@ func (s *server) startControllers() error {
 	s.addEndpoints(c)
 	s.addNodes(c)
 	c.informers.Start(c.stop)
+	var informing sync.WaitGroup
+	for _, informer := range c.others {
+		informing.Go(func() { informer.RunWithContext(ctx) })
+	}
 
 	terms, endTerms := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -89,6 +96,7 @@ func (s *server) startControllers() error {
 		events.Shutdown()
 		cancel()
 		c.informers.Shutdown()
+		informing.Wait()
 	}
 	return nil
 }
@@ -138,7 +146,7 @@ func (s *server) addEndpoints(c *controllers) {
 	}
 }
 
-// addNodes adds what binds pods to nodes.
+// addNodes adds what binds pods to nodes, and what looks after nodes.
 func (s *server) addNodes(c *controllers) {
 	core := c.informers.Core().V1()
 	if !s.disabled(binderName) {
@@ -146,6 +154,17 @@ func (s *server) addNodes(c *controllers) {
 		c.builds = append(c.builds, build{binderName, func() (runner, error) {
 			return binder.New(binder.Options{
 				Client: c.client, Informers: c.informers, Recorder: c.recorder(corev1.DefaultSchedulerName), Logger: s.options.Logger,
+			}), nil
+		}})
+	}
+	if !s.disabled(nodesName) {
+		leases := nodelife.NewLeases(c.client)
+		c.others = append(c.others, leases)
+		c.warm(core.Nodes().Informer(), core.Pods().Informer())
+		c.builds = append(c.builds, build{nodesName, func() (runner, error) {
+			return nodelife.New(nodelife.Options{
+				Client: c.client, Informers: c.informers, Leases: leases, Recorder: c.recorder("node-controller"), Logger: s.options.Logger,
+				PodCIDRs: s.options.PodCIDRs,
 			}), nil
 		}})
 	}

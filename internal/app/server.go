@@ -30,6 +30,7 @@ type ServerOptions struct {
 	// Etcd without Servers means the embedded one.
 	Etcd         etcd.External
 	ServiceCIDRs []netip.Prefix
+	PodCIDRs     []netip.Prefix // what nodes get their ranges from; none: they bring their own
 	NodePorts    utilnet.PortRange
 	// Disable names controllers that somebody else runs; see ControllerNames.
 	Disable []string

@@ -73,13 +73,9 @@ func RunUp(ctx context.Context, o UpOptions) (err error) {
 	if err := sandbox.Clean(u.DataDir); err != nil {
 		return fmt.Errorf("remove what an earlier sandbox left: %w", err)
 	}
-	// Its own server would find out later, and say so in a log only.
-	dir, err := openFolder(u.DataDir)
-	if err != nil {
+	if u.folder, err = freeFolder(ctx, u.DataDir); err != nil {
 		return err
 	}
-	u.folder = dir
-	dir.Close()
 
 	listener, err := listen(o.Listen)
 	if err != nil {
@@ -92,6 +88,31 @@ func RunUp(ctx context.Context, o UpOptions) (err error) {
 	u.compose()
 	u.progress("addresses, certificates")
 	return u.run(ctx, listener)
+}
+
+// freePatience is how long what was killed may take to end.
+const freePatience = 2 * time.Second
+
+// freeFolder returns when no server has the folder: the one inside would find out later, and say so in a log only. One that was
+// killed a moment ago takes some time to end.
+func freeFolder(ctx context.Context, path string) (*folder, error) {
+	ctx, cancel := context.WithTimeout(ctx, freePatience)
+	defer cancel()
+	for {
+		dir, err := openFolder(path)
+		if err == nil {
+			dir.Close()
+			return dir, nil
+		}
+		if !errors.As(err, new(errInUse)) {
+			return nil, err
+		}
+		select {
+		case <-time.After(readyPoll):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // up is a sandbox being made.
@@ -164,7 +185,7 @@ func (u *up) compose() {
 	s := &u.spec
 	s.DataDir, s.PublishNodePorts, s.Resolv = u.DataDir, u.PublishNodePorts, sandbox.Resolv(u.ServiceCIDRs[0])
 	s.Server = []string{"endpointd", "server", "--data-dir", u.DataDir, "--listen", u.insideAddress(), "--listen-fd", fmt.Sprint(sandbox.ServerFD),
-		"--service-cidr", joinText(u.ServiceCIDRs), "--node-port-range", fmt.Sprintf("%d-%d", u.NodePorts.Base, u.NodePorts.Base+u.NodePorts.Size-1)}
+		"--service-cidr", joinText(u.ServiceCIDRs), "--pod-cidr", joinText(u.PodCIDRs), "--node-port-range", fmt.Sprintf("%d-%d", u.NodePorts.Base, u.NodePorts.Base+u.NodePorts.Size-1)}
 	cgroups := sandbox.MakeCgroups(u.DataDir, s.Nodes)
 	for i := range s.Nodes {
 		n := &s.Nodes[i]

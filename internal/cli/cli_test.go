@@ -36,14 +36,16 @@ func TestServerFlags(t *testing.T) {
 		want string
 	}{
 		"defaults": {nil, func(o app.ServerOptions) any {
-			return []any{o.Listen, o.ServiceCIDRs, o.NodePorts, o.Etcd, o.Disable, o.DataDir == dataDir()}
-		}, "[127.0.0.1:6443 [10.96.0.0/16] 30000-32767 {[]   } [] true]"},
+			return []any{o.Listen, o.ServiceCIDRs, o.PodCIDRs, o.NodePorts, o.Etcd, o.Disable, o.DataDir == dataDir()}
+		}, "[127.0.0.1:6443 [10.96.0.0/16] [10.244.0.0/16] 30000-32767 {[]   } [] true]"},
 		"folder":      {[]string{"--data-dir", "/x"}, func(o app.ServerOptions) any { return o.DataDir }, "/x"},
 		"all":         {[]string{"--listen", ":0"}, func(o app.ServerOptions) any { return o.Listen }, ":0"},
 		"IPv6":        {[]string{"--listen", "[::1]:6443"}, func(o app.ServerOptions) any { return o.Listen }, "[::1]:6443"},
 		"localhost":   {[]string{"--listen", "localhost:6443"}, func(o app.ServerOptions) any { return o.Listen }, "localhost:6443"},
 		"dual stack":  {[]string{"--service-cidr", "10.0.0.0/24,fd00::/112"}, func(o app.ServerOptions) any { return o.ServiceCIDRs }, "[10.0.0.0/24 fd00::/112]"},
 		"IPv6 first":  {[]string{"--service-cidr=fd00::/112", "--service-cidr=10.0.0.0/24"}, func(o app.ServerOptions) any { return o.ServiceCIDRs }, "[fd00::/112 10.0.0.0/24]"},
+		"pods":        {[]string{"--pod-cidr", "fd00:244::/56,10.1.0.0/24"}, func(o app.ServerOptions) any { return o.PodCIDRs }, "[fd00:244::/56 10.1.0.0/24]"},
+		"no pods":     {[]string{"--pod-cidr="}, func(o app.ServerOptions) any { return o.PodCIDRs }, "[]"},
 		"ports":       {[]string{"--node-port-range", "1000-1999"}, func(o app.ServerOptions) any { return o.NodePorts == utilnet.PortRange{Base: 1000, Size: 1000} }, "true"},
 		"etcd":        {[]string{"--etcd-servers", "https://a:1,https://b:2", "--etcd-cafile=ca", "--etcd-certfile=c", "--etcd-keyfile=k"}, func(o app.ServerOptions) any { return o.Etcd }, "{[https://a:1 https://b:2] ca c k}"},
 		"unix etcd":   {[]string{"--etcd-servers", "unix:///run/etcd.sock"}, func(o app.ServerOptions) any { return o.Etcd.Servers }, "[unix:///run/etcd.sock]"},
@@ -103,6 +105,12 @@ func TestErrorLines(t *testing.T) {
 		{server("--service-cidr", "fd00::/48"), 2, "--service-cidr: fd00::/48 is too large: choose /64 or smaller" + more},
 		{server("--service-cidr", "10.1.0.0/16,10.2.0.0/16"), 2, "--service-cidr: 10.1.0.0/16 and 10.2.0.0/16 are of one address family: dual stack wants one of each" + more},
 		{server("--service-cidr", "10.1.0.0/16,fd00::/112,10.2.0.0/16"), 2, "--service-cidr: want one range, or one of each address family, not 3" + more},
+		{server("--pod-cidr", "10.244.0.0"), 2, `--pod-cidr: "10.244.0.0" is not an address range, like 10.244.0.0/16 or fd00:244::/56` + more},
+		{server("--pod-cidr", "10.244.1.0/16"), 2, "--pod-cidr: 10.244.1.0/16 is an address within its range: did you mean 10.244.0.0/16?" + more},
+		{server("--pod-cidr", "10.244.0.0/25"), 2, "--pod-cidr: 10.244.0.0/25 is too small: a node gets a /24 of it" + more},
+		{server("--pod-cidr", "fd00::/65"), 2, "--pod-cidr: fd00::/65 is too small: a node gets a /64 of it" + more},
+		{server("--pod-cidr", "10.0.0.0/8"), 2, "--pod-cidr: 10.0.0.0/8 overlaps 10.96.0.0/16 of --service-cidr: choose another range for one of them" + more},
+		{server("--pod-cidr", "10.1.0.0/16,10.2.0.0/16"), 2, "--pod-cidr: 10.1.0.0/16 and 10.2.0.0/16 are of one address family: dual stack wants one of each" + more},
 		{server("--node-port-range", "40000-30000"), 2, `--node-port-range: "40000-30000" is not FIRST-LAST within 1-65535, like 30000-32767` + more},
 		{server("--node-port-range", "0-100"), 2, `--node-port-range: "0-100" is not FIRST-LAST within 1-65535, like 30000-32767` + more},
 		{server("--node-port-range", "60000-70000"), 2, `--node-port-range: "60000-70000" is not FIRST-LAST within 1-65535, like 30000-32767` + more},
@@ -112,7 +120,7 @@ func TestErrorLines(t *testing.T) {
 		{server("--etcd-cafile", "ca.crt"), 2, "--etcd-cafile: has no use without --etcd-servers" + more},
 		{server("--etcd-servers", "https://e:1", "--etcd-certfile", "c"), 2, "--etcd-certfile and --etcd-keyfile: give both or none" + more},
 		{server("--etcd-servers", "https://127.0.0.1:1", "--etcd-cafile", dir+"/ca"), 1, "--etcd-cafile: open DIR/ca: no such file or directory"},
-		{server("--disable-controllers", "garbage"), 2, `--disable-controllers: no controller "garbage": use endpoints, mirror, workload, binder` + more},
+		{server("--disable-controllers", "garbage"), 2, `--disable-controllers: no controller "garbage": use endpoints, mirror, workload, binder, nodes` + more},
 		{server("--log-level", "loud"), 2, `--log-level: "loud" is not debug, info, warn or error` + more},
 		{server("--log-format", "xml"), 2, `--log-format: "xml" is not text or json` + more},
 		{server("--listen", taken.Addr().String()), 1, "listen tcp TAKEN: bind: address already in use: another program has this port: stop it, or choose another one with --listen"},

@@ -28,6 +28,7 @@ type serverFlags struct {
 	dataDir, listen     string
 	listenFDs           []int
 	serviceCIDRs        []string
+	podCIDRs            []string
 	nodePorts           string
 	etcd                etcd.External
 	disable             []string
@@ -72,6 +73,7 @@ func (f *serverFlags) register(cmd *cobra.Command) {
 	flags.StringVar(&f.etcd.CertFile, "etcd-certfile", "", "client certificate `file` for etcd")
 	flags.StringVar(&f.etcd.KeyFile, "etcd-keyfile", "", "client key `file` for etcd")
 	flags.StringSliceVar(&f.serviceCIDRs, "service-cidr", []string{"10.96.0.0/16"}, "address range of Services; two, one of each family, for dual stack")
+	flags.StringSliceVar(&f.podCIDRs, "pod-cidr", []string{"10.244.0.0/16"}, "address range of pods, of which each node gets a /24 or /64; two for dual stack; empty: nodes bring their own")
 	flags.StringVar(&f.nodePorts, "node-port-range", "30000-32767", "`range` of node ports")
 	flags.StringSliceVar(&f.disable, "disable-controllers", nil, "`names` of controllers that somebody else runs: "+strings.Join(app.ControllerNames(), ", "))
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -111,6 +113,9 @@ func (f *serverFlags) options(streams IO) (app.ServerOptions, error) {
 	}
 	var err error
 	if o.ServiceCIDRs, err = parseCIDRs(f.serviceCIDRs); err != nil {
+		return o, err
+	}
+	if o.PodCIDRs, err = parsePodCIDRs(f.podCIDRs, o.ServiceCIDRs); err != nil {
 		return o, err
 	}
 	if o.NodePorts, err = parsePorts(f.nodePorts); err != nil {
@@ -213,6 +218,47 @@ func parseCIDRs(texts []string) ([]netip.Prefix, error) {
 			return nil, flagError(flag, "%s has fewer than %d addresses: choose a larger range", text, 1<<minHostBits)
 		case hostBits > maxHostBits:
 			return nil, flagError(flag, "%s is too large: choose /%d or smaller", text, cidr.Addr().BitLen()-maxHostBits)
+		}
+		cidrs = append(cidrs, cidr)
+	}
+	if len(cidrs) == 2 && cidrs[0].Addr().Is4() == cidrs[1].Addr().Is4() {
+		return nil, flagError(flag, "%s and %s are of one address family: dual stack wants one of each", texts[0], texts[1])
+	}
+	return cidrs, nil
+}
+
+// The parts of the pod ranges that nodes get.
+const (
+	nodeBits4 = 24
+	nodeBits6 = 64
+)
+
+func parsePodCIDRs(texts []string, services []netip.Prefix) ([]netip.Prefix, error) {
+	const flag = "pod-cidr"
+	texts = slices.DeleteFunc(slices.Clone(texts), func(s string) bool { return s == "" })
+	if len(texts) > 2 {
+		return nil, flagError(flag, "want no range, one, or one of each address family, not %d", len(texts))
+	}
+	var cidrs []netip.Prefix
+	for _, text := range texts {
+		cidr, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, flagError(flag, "%q is not an address range, like 10.244.0.0/16 or fd00:244::/56", text)
+		}
+		if cidr != cidr.Masked() {
+			return nil, flagError(flag, "%s is an address within its range: did you mean %s?", text, cidr.Masked())
+		}
+		part := nodeBits6
+		if cidr.Addr().Is4() {
+			part = nodeBits4
+		}
+		if cidr.Bits() > part {
+			return nil, flagError(flag, "%s is too small: a node gets a /%d of it", text, part)
+		}
+		for _, service := range services {
+			if cidr.Overlaps(service) {
+				return nil, flagError(flag, "%s overlaps %s of --service-cidr: choose another range for one of them", text, service)
+			}
 		}
 		cidrs = append(cidrs, cidr)
 	}
