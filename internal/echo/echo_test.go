@@ -117,7 +117,7 @@ func (s *server) do(t *testing.T, method, path, accept, body string) (int, strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
@@ -261,7 +261,7 @@ func slow(t *testing.T, s *server, d time.Duration) <-chan string {
 			got <- err.Error()
 			return
 		}
-		defer resp.Body.Close()
+		defer func() { _ = resp.Body.Close() }()
 		b, _ := io.ReadAll(resp.Body)
 		got <- strings.SplitN(string(b), "\n", 2)[0]
 	}()
@@ -328,7 +328,7 @@ func TestTCP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	r := bufio.NewReader(conn)
 	long := strings.Repeat("x", maxLine)
 	for _, c := range []struct{ send, want string }{
@@ -359,7 +359,7 @@ func ping(t *testing.T, at string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	for _, payload := range []string{"ping", "", strings.Repeat("x", 60000), strings.Repeat("x", 65507)} {
 		if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 			t.Fatal(err)

@@ -147,8 +147,7 @@ func (h *web) echo(w http.ResponseWriter, r *http.Request, v view) {
 	n, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		code := http.StatusBadRequest
-		var large *http.MaxBytesError
-		if errors.As(err, &large) {
+		if _, large := errors.AsType[*http.MaxBytesError](err); large {
 			code = http.StatusRequestEntityTooLarge
 		}
 		http.Error(w, err.Error(), code)

@@ -27,7 +27,7 @@ func TestLargeBodiesAndHeadersAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	go func() {
 		_, _ = fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n", strings.Repeat("x", 1<<20))
 	}()
@@ -105,7 +105,7 @@ func TestBadFlags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	err = Run(t.Context(), []string{"--tcp=127.0.0.1:0", "--http=" + l.Addr().String()}, nil, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "address already in use; give another port") {
 		t.Errorf("port taken: %v", err)

@@ -77,7 +77,7 @@ func serveTCP(ctx context.Context, l net.Listener, pod string) error {
 			return err
 		}
 		open.Go(func() {
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 			defer stop()
 			lines(conn, pod)
@@ -120,7 +120,7 @@ func lines(conn io.ReadWriter, pod string) {
 func serveUDP(ctx context.Context, conn *net.UDPConn, pod string) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	prefix := pod + " "
 	in, out, control := make([]byte, 64<<10), make([]byte, 0, 64<<10), make([]byte, 128)
 	for {

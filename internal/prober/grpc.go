@@ -54,7 +54,7 @@ func grpcCheck(addr, service string, secure bool) Probe {
 		if err != nil {
 			return c.unconnected(ctx, err)
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		stop := bound(ctx, conn)
 		defer stop()
 		if secure {

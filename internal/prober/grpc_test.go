@@ -103,7 +103,7 @@ func TestGRPCAgainstOtherServers(t *testing.T) {
 	wantFailure(t, try(t, GRPC(netip.MustParseAddrPort(plain.Listener.Addr().String()), ""), time.Second),
 		"error: failed to connect service")
 
-	other := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	other := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusNotFound)
 	}))
 	other.Config.Protocols = new(http.Protocols)

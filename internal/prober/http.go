@@ -88,7 +88,7 @@ func get(client *http.Client, req *http.Request) error {
 		}
 		return &Failure{message}
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxOutput))
 	if err != nil {
 		if timedOut(req.Context()) {

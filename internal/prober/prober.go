@@ -75,13 +75,13 @@ type Spec struct {
 func (s *Spec) check() error {
 	switch {
 	case s.Probe == nil:
-		return errors.New("no Probe")
+		return errors.New("it has no func")
 	case s.Period <= 0 || s.Timeout <= 0:
-		return errors.New("Period and Timeout must be positive")
+		return errors.New("period and timeout must be positive")
 	case s.SuccessThreshold < 1 || s.FailureThreshold < 1:
 		return errors.New("thresholds must be 1 or more")
 	case s.InitialDelay < 0:
-		return errors.New("InitialDelay must not be negative")
+		return errors.New("the initial delay must not be negative")
 	}
 	return nil
 }

@@ -380,7 +380,7 @@ func TestCallbacksMayCallTheProber(t *testing.T) {
 		s := spec(j, "", script(j, "", "-"))
 		s.FailureThreshold = 1
 		again := spec(j, "again", script(j, "", "."))
-		s.OnResult = func(r Result) {
+		s.OnResult = func(Result) {
 			p.RemoveContainer("uid", "c")
 			if err := p.Add(key(Readiness), again); err != nil {
 				j.add("%v", err)

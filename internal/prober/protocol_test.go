@@ -74,26 +74,26 @@ func mux(other string) http.Handler {
 			http.Redirect(w, r, fmt.Sprintf("/hops/%d", n-1), http.StatusFound)
 		}
 	})
-	m.HandleFunc("/away", func(w http.ResponseWriter, r *http.Request) {
+	m.HandleFunc("/away", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Location", other)
 		w.WriteHeader(http.StatusTemporaryRedirect)
 		fmt.Fprint(w, "elsewhere")
 	})
-	m.HandleFunc("/nowhere", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusFound) })
-	m.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	m.HandleFunc("/nowhere", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusFound) })
+	m.HandleFunc("/slow", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	m.HandleFunc("/half", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, "half")
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	})
-	m.HandleFunc("/huge", func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, io.LimitReader(zeros{}, 100<<20)) })
-	m.HandleFunc("/chunks", func(w http.ResponseWriter, r *http.Request) {
+	m.HandleFunc("/huge", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.Copy(w, io.LimitReader(zeros{}, 100<<20)) })
+	m.HandleFunc("/chunks", func(w http.ResponseWriter, _ *http.Request) {
 		for range 3 {
 			fmt.Fprint(w, "chunk")
 			_ = http.NewResponseController(w).Flush()
 		}
 	})
-	m.HandleFunc("/early", func(w http.ResponseWriter, r *http.Request) {
+	m.HandleFunc("/early", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusEarlyHints)
 		w.WriteHeader(http.StatusNoContent)
 	})
@@ -256,7 +256,7 @@ func closed(t *testing.T) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
@@ -315,7 +315,7 @@ func TestServersReadACleanEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	at := netip.MustParseAddrPort(l.Addr().String())
 	for range 20 {
 		ended := make(chan error)

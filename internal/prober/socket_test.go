@@ -16,7 +16,7 @@ func timeWaits(t *testing.T, port uint16) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	n := 0
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
