@@ -20,6 +20,9 @@ func (c *Controller) nodeChanged(old, now any) {
 		delete(c.taintSince, name)
 		delete(c.notReady, name)
 		delete(c.given, name)
+		if len(c.byNode[name]) > 0 {
+			c.known[name] = struct{}{}
+		}
 		c.addPods(name)
 		for _, other := range c.nodeStore.List() { // for the range that is free now
 			c.nodes.Add(nodeKey(other.(*corev1.Node).Name))
@@ -31,6 +34,7 @@ func (c *Controller) nodeChanged(old, now any) {
 	}
 	at := time.Now()
 	delete(c.missing, node.Name)
+	delete(c.known, node.Name)
 	if before == nil {
 		c.detector.nodeSeen(node.Name, hasTaint(node, corev1.TaintNodeUnreachable), at)
 	}
@@ -142,6 +146,7 @@ func (c *Controller) forgetPod(key types.NamespacedName, node string) {
 	if len(c.byNode[node]) == 0 {
 		delete(c.byNode, node)
 		delete(c.missing, node)
+		delete(c.known, node)
 	}
 }
 

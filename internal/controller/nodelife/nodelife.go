@@ -19,7 +19,8 @@
 //	cordoned           taint unschedulable
 //	taint NoExecute    pods that do not tolerate it are deleted, those that do for tolerationSeconds then; mirror pods stay
 //	no podCIDR         the next free part of each range; overlaps are told by event and condition on the younger Node
-//	Node gone          after 10 s and a look at the API its pods are deleted by force
+//	Node gone          after 10 s and a look at the API its pods are deleted by force; those that somebody placed on a name
+//	                   that was never a Node, and that no agent ever had, are left as they are
 //	12,500 ended pods  the oldest ones beyond that are deleted
 //
 // Invariants: nothing waits for a poll; what is due at a time has a timer for that time; objects of informers are not
@@ -104,6 +105,7 @@ type Controller struct {
 	taintSince map[string]map[taintKey]time.Time            // node → NoExecute taints and since when
 	notReady   map[string]time.Time                         // node → since when it says that it is not ready
 	missing    map[string]time.Time                         // node that pods name and that does not exist → since when
+	known      map[string]struct{}                          // nodes that pods name and that existed once
 	marked     map[types.NamespacedName]string              // pod → version that was marked not ready, until the watch shows it
 	ended      map[types.NamespacedName]time.Time           // pods that have ended → when they were made
 	given      map[string][]netip.Prefix                    // node → ranges that it has, also those not yet seen
@@ -131,7 +133,7 @@ func New(o Options) *Controller {
 		client: o.Client, recorder: o.Recorder, log: log, podCIDRs: o.PodCIDRs, maxTerminated: o.MaxTerminated,
 		nodes: newLoop(nodeWorkers), pods: newLoop(podWorkers), leases: newLoop(0),
 		detector: newDetector(), byNode: map[string]map[types.NamespacedName]struct{}{}, taintSince: map[string]map[taintKey]time.Time{},
-		notReady: map[string]time.Time{}, missing: map[string]time.Time{}, marked: map[types.NamespacedName]string{}, ended: map[types.NamespacedName]time.Time{}, given: map[string][]netip.Prefix{},
+		notReady: map[string]time.Time{}, missing: map[string]time.Time{}, known: map[string]struct{}{}, marked: map[types.NamespacedName]string{}, ended: map[types.NamespacedName]time.Time{}, given: map[string][]netip.Prefix{},
 	}
 	core := o.Informers.Core().V1()
 	c.nodeStore, c.podStore = core.Nodes().Informer().GetStore(), core.Pods().Informer().GetStore()

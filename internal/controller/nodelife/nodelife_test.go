@@ -461,7 +461,7 @@ func TestConflictingRanges(t *testing.T) {
 
 func TestOrphans(t *testing.T) {
 	run(t, Options{}, func(w *world) {
-		w.at(orphanGrace, func() { w.want("before", w.pods(), "here lost waiting") }, func() { w.want("after", w.pods(), "here waiting") })
+		w.at(orphanGrace, func() { w.want("before", w.pods(), "by-hand here lost waiting") }, func() { w.want("after", w.pods(), "by-hand here waiting") })
 		if err := w.user.CoreV1().Nodes().Delete(t.Context(), "a", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -470,17 +470,17 @@ func TestOrphans(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.pass(time.Minute)
-		w.want("a Node that comes back in time", w.pods(), "here waiting")
+		w.want("a Node that comes back in time", w.pods(), "by-hand here waiting")
 		if err := w.user.CoreV1().Nodes().Delete(t.Context(), "a", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		w.down.Store(true)
 		w.pass(time.Minute)
-		w.want("while the API can not say", w.pods(), "here waiting")
+		w.want("while the API can not say", w.pods(), "by-hand here waiting")
 		w.down.Store(false)
 		w.pass(lastRetry + time.Second)
-		w.want("at last", w.pods(), "waiting")
-	}, nodeOf("a"), podOn("a", "here"), podOn("gone", "lost"), podOn("", "waiting"))
+		w.want("at last", w.pods(), "by-hand waiting")
+	}, nodeOf("a"), podOn("a", "here"), podOn("gone", "lost", func(p *corev1.Pod) { p.Status.HostIP = "10.200.0.11" }), podOn("never", "by-hand"), podOn("", "waiting"))
 }
 
 func TestEndedPods(t *testing.T) {

@@ -87,8 +87,12 @@ func leaving(tolerations []corev1.Toleration, taints []corev1.Taint, since map[t
 func (c *Controller) orphan(ctx context.Context, pod *corev1.Pod) error {
 	node := pod.Spec.NodeName
 	c.mu.Lock()
-	since, known := c.missing[node]
-	if !known {
+	if _, known := c.known[node]; !known && pod.Status.HostIP == "" && pod.Status.StartTime == nil {
+		c.mu.Unlock()
+		return nil // placed by hand; only an agent says where and since when a pod is
+	}
+	since, waits := c.missing[node]
+	if !waits {
 		since = time.Now()
 		c.missing[node] = since
 	}
