@@ -12,8 +12,8 @@
 //   - A probe opens a new connection. The server reads a clean end of file, and no socket stays in TIME_WAIT, unless both sides
 //     close at the very same moment.
 //
-// Where it differs from Kubernetes 1.37 on purpose: the first probe is made when the initial delay ends, not at the
-// next multiple of the period; a body that breaks off or does not end in time is a failure (the kubelet throws the result away);
+// Where it differs from Kubernetes 1.37 on purpose: the first readiness and startup probes are made when the initial delay ends, not at the
+// next multiple of the period, and are repeated quickly within the first period without being counted (Spec.Quick); a body that breaks off or does not end in time is a failure (the kubelet throws the result away);
 // a gRPC port that refuses the connection fails at once instead of after the timeout; only containers that are
 // older than the Prober are probed for the first time at a random moment within their period.
 //

@@ -53,8 +53,15 @@ type Spec struct {
 	InitialDelay     time.Duration // from Started to the first probe
 	Period           time.Duration // from the start of one probe to that of the next, if it has ended by then
 	Timeout          time.Duration // of each probe
+	Quick            time.Duration // see below
 	SuccessThreshold int           // probes in a row that make the verdict Passed
 	FailureThreshold int           // probes in a row that make the verdict Failed
+
+	// With Quick, a readiness or startup probe that fails in the first Period of a new container is made again after
+	// Quick, 2·Quick, 4·Quick and so on, and neither counted nor told, until one succeeds. A process that needs 15 ms before it listens is
+	// ready after some 30 then, instead of after a Period. A liveness probe without InitialDelay begins after a Period: of such a process it
+	// would fail, and with a threshold of 1 end it; the kubelet's first one comes with its first tick too. Zero = each probe counts,
+	// from the first moment.
 
 	// Initial is the verdict to begin with. Undecided = that of the kubelet: Failed for readiness, Passed for liveness, Undecided
 	// for startup. An agent that restarts gives what its predecessor had found about this very container; a startup probe
@@ -244,7 +251,8 @@ func (p *Prober) fire(w *worker) {
 		return
 	}
 	ctx, cancel := context.WithCancel(p.ctx)
-	w.cancel, w.probed = cancel, true
+	w.cancel = cancel
+	w.begin(!w.spec.Started.Before(p.made))
 	w.due = p.next(w)
 	p.busy[w.key] = true
 	p.running.Add(1)

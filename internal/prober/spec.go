@@ -164,6 +164,12 @@ func expandWord(word string, values map[string]string) string {
 	}
 }
 
+// The first pause between quick probes: an exec probe costs a process.
+const (
+	quickConnect = 10 * time.Millisecond
+	quickExec    = 200 * time.Millisecond
+)
+
 // NewSpec is the timing of p, with the API's defaults for what is not set. The caller adds the rest.
 func NewSpec(p *corev1.Probe) Spec {
 	or := func(value, standard int32) int {
@@ -172,13 +178,18 @@ func NewSpec(p *corev1.Probe) Spec {
 		}
 		return int(value)
 	}
-	return Spec{
+	s := Spec{
 		InitialDelay:     time.Duration(max(p.InitialDelaySeconds, 0)) * time.Second,
+		Quick:            quickConnect,
 		Period:           time.Duration(or(p.PeriodSeconds, 10)) * time.Second,
 		Timeout:          time.Duration(or(p.TimeoutSeconds, 1)) * time.Second,
 		SuccessThreshold: or(p.SuccessThreshold, 1),
 		FailureThreshold: or(p.FailureThreshold, 3),
 	}
+	if p.Exec != nil {
+		s.Quick = quickExec
+	}
+	return s
 }
 
 // GracePeriod is how many seconds a container whose liveness or startup probe p failed has to end: the probe's own number, else

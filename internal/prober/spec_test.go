@@ -114,6 +114,10 @@ func TestNewSpec(t *testing.T) {
 	if s.InitialDelay != time.Second || s.Period != 2*time.Second || s.Timeout != 3*time.Second || s.SuccessThreshold != 4 || s.FailureThreshold != 5 {
 		t.Errorf("given %+v", s)
 	}
+	exec := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{}}}
+	if net := NewSpec(&corev1.Probe{}).Quick; net <= 0 || NewSpec(exec).Quick <= net {
+		t.Errorf("quick: %v, exec %v", net, NewSpec(exec).Quick)
+	}
 	if g := GracePeriod(&corev1.Probe{}, 30); g != 30 {
 		t.Errorf("grace %d, want the pod's", g)
 	}

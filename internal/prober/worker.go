@@ -21,6 +21,9 @@ type worker struct {
 	stopped bool
 	waiting bool // for the startup probe
 
+	quick time.Time     // until then failures do not count; the zero time = they do
+	gap   time.Duration // to the next quick probe
+
 	verdict Result
 	last    Result // what the last probe said by itself
 	run     int    // how many in a row have said so
@@ -31,6 +34,9 @@ func newWorker(key Key, spec Spec) *worker {
 		spec.Started = time.Now()
 	}
 	w := &worker{key: key, spec: spec, due: spec.Started.Add(spec.InitialDelay), verdict: spec.Initial}
+	if key.Kind == Liveness && spec.Quick > 0 && spec.InitialDelay == 0 {
+		w.due = w.due.Add(spec.Period)
+	}
 	if w.verdict == Undecided {
 		switch key.Kind {
 		case Readiness:
@@ -81,8 +87,38 @@ func (w *worker) once(ctx context.Context) error {
 	return w.spec.Probe(ctx)
 }
 
+// begin notes that a probe begins.
+func (w *worker) begin(fresh bool) {
+	if !w.probed && fresh && w.spec.Quick > 0 && w.spec.Initial == Undecided && w.key.Kind != Liveness {
+		w.quick, w.gap = time.Now().Add(w.spec.Period), w.spec.Quick
+	}
+	w.probed = true
+	if !w.quick.IsZero() && !time.Now().Before(w.quick) {
+		w.quick = time.Time{}
+	}
+}
+
+// again says whether a probe that said err is to be made again soon, as if it had not been made.
+func (w *worker) again(err error) bool {
+	if warning := (*Warning)(nil); err == nil || errors.As(err, &warning) {
+		w.quick = time.Time{} // from now on each probe counts
+	}
+	if w.quick.IsZero() {
+		return false
+	}
+	w.due = time.Now().Add(w.gap)
+	if w.due.After(w.quick) {
+		w.due = w.quick
+	}
+	w.gap *= 2
+	return true
+}
+
 // judge counts what a probe said and returns the calls that are to be made, in order.
 func (w *worker) judge(err error) (tell []func()) {
+	if w.again(err) {
+		return nil
+	}
 	said := Passed
 	if err != nil {
 		var warning *Warning
