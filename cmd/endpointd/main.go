@@ -6,6 +6,7 @@ import (
 
 	"github.com/endpointd/endpointd/internal/cli"
 	_ "github.com/endpointd/endpointd/internal/reexec" // pods' processes are this program under other names
+	_ "github.com/endpointd/endpointd/internal/reexec/late"
 )
 
 func main() {

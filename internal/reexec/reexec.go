@@ -5,7 +5,8 @@
 //
 // Invariants: it takes over while packages initialise, before those of Kubernetes do, which cost 60 ms of CPU and tens of megabytes.
 // Go initialises the package with the lexically smallest path of those whose imports are ready, so what this package imports
-// is the standard library and small modules whose paths sort before k8s.io; a test holds that.
+// is the standard library and golang.org/x/sys/unix alone; a test holds that. Package net is not among it: what it imports below
+// "vendor/" sorts last of all, so it is ready after most of Kubernetes. Processes that need it are in package late.
 //
 // What it refuses: anything that needs flags, files or a logger to decide. How to test: go test ./internal/reexec.
 package reexec
@@ -14,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/endpointd/endpointd/internal/echo"
 	"github.com/endpointd/endpointd/internal/node/shim"
 	"github.com/endpointd/endpointd/internal/node/shim/launch"
 )
@@ -23,7 +23,6 @@ import (
 const (
 	Pod    = "endpointd-pod"
 	Launch = "endpointd-launch"
-	Echo   = "endpointd-echo"
 )
 
 // init must run here: main() runs after every package of Kubernetes has initialised.
@@ -31,15 +30,10 @@ func init() {
 	if len(os.Args) == 0 {
 		return
 	}
-	if len(os.Args) > 1 && os.Args[1] == Echo { // as the image table has it, because a path is what a runtime executes
-		os.Args = os.Args[1:]
-	}
 	switch filepath.Base(os.Args[0]) {
 	case Pod:
 		os.Exit(shim.Main())
 	case Launch:
 		os.Exit(launch.Main())
-	case Echo:
-		os.Exit(echo.Main())
 	}
 }

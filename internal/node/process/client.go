@@ -2,17 +2,13 @@ package process
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -33,58 +29,58 @@ func (p *pod) dial(ctx context.Context) (net.Conn, error) {
 	return dialer.DialContext(ctx, "unix", "/proc/self/fd/"+strconv.Itoa(int(dir.Fd()))+"/"+shim.SocketFile)
 }
 
-// request sends one HTTP request on a connection of its own, which the caller closes. It ends when ctx does.
-func (p *pod) request(ctx context.Context, method, path string, body any, upgrade bool) (net.Conn, *http.Response, *bufio.Reader, error) {
-	data, err := json.Marshal(body)
+// line is a connection to the shim on which a request went out.
+type line struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+// send begins a conversation, which the caller closes.
+func (p *pod) send(ctx context.Context, request shim.Request) (*line, error) {
+	data, err := json.Marshal(request)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	conn, err := p.dial(ctx)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	l := &line{Conn: conn, in: bufio.NewReader(conn)}
+	stop := l.endWith(ctx)
 	defer stop()
-	fail := func(err error) (net.Conn, *http.Response, *bufio.Reader, error) {
-		return nil, nil, nil, errors.Join(err, ctx.Err(), conn.Close())
+	if _, err := conn.Write(append(data, '\n')); err != nil {
+		return nil, errors.Join(ctx.Err(), err, conn.Close())
 	}
-	request, err := http.NewRequestWithContext(ctx, method, "http://pod"+path, bytes.NewReader(data))
-	if err != nil {
-		return fail(err)
-	}
-	request.Close = !upgrade
-	if upgrade {
-		request.Header.Set("Connection", "Upgrade")
-		request.Header.Set("Upgrade", shim.Protocol)
-	}
-	if err := request.Write(conn); err != nil {
-		return fail(err)
-	}
-	reader := bufio.NewReader(conn)
-	response, err := http.ReadResponse(reader, request)
-	if err != nil {
-		return fail(err)
-	}
-	if response.StatusCode >= http.StatusBadRequest {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
-		return fail(errors.New(strings.TrimSpace(string(text))))
-	}
-	return conn, response, reader, nil
+	return l, nil
 }
 
-// call sends a request and decodes the answer.
-func (p *pod) call(ctx context.Context, path string, body, into any) error {
-	conn, response, _, err := p.request(ctx, http.MethodPost, path, body, false)
+// endWith has reads and writes fail when ctx ends.
+func (l *line) endWith(ctx context.Context) (stop func() bool) {
+	return context.AfterFunc(ctx, func() { _ = l.SetDeadline(time.Unix(1, 0)) })
+}
+
+// read decodes the next answer.
+func (l *line) read(into any) error {
+	data, err := l.in.ReadBytes('\n')
 	if err != nil {
 		return err
 	}
-	defer conn.Close() //nolint:errcheck // read to its end
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if into == nil {
-		return nil
+	return json.Unmarshal(data, into)
+}
+
+// call sends a request and decodes the one answer.
+func (p *pod) call(ctx context.Context, request shim.Request, into any) error {
+	l, err := p.send(ctx, request)
+	if err != nil {
+		return err
 	}
-	return json.NewDecoder(response.Body).Decode(into)
+	defer l.Close() //nolint:errcheck // read to its end, or given up
+	stop := l.endWith(ctx)
+	defer stop()
+	if err := l.read(into); err != nil {
+		return errors.Join(ctx.Err(), err)
+	}
+	return nil
 }
 
 // Start implements container.Runtime.
@@ -99,7 +95,7 @@ func (r *Runtime) Start(ctx context.Context, c container.Container) (container.S
 	p.hold(c.Name)
 	defer r.letGo(p, c.Name)
 	var reply shim.StartReply
-	if err := p.call(ctx, shim.StartPath, c, &reply); err != nil {
+	if err := p.call(ctx, shim.Request{Start: &c}, &reply); err != nil {
 		return container.Status{}, startError("CreateContainerError", 128, c, err)
 	}
 	if reply.Failure != nil {
@@ -121,9 +117,13 @@ func (r *Runtime) Signal(ctx context.Context, uid, name string, sig syscall.Sign
 	if err != nil || !p.living() {
 		return nil //nolint:nilerr // what does not run needs no signal
 	}
-	err = p.call(ctx, shim.SignalPath, shim.SignalRequest{Container: name, Signal: int(sig)}, nil)
+	var reply shim.Reply
+	err = p.call(ctx, shim.Request{Signal: &shim.SignalRequest{Container: name, Signal: int(sig)}}, &reply)
 	if err != nil && p.process.ended() {
 		return nil
+	}
+	if reply.Error != "" {
+		err = errors.New(reply.Error)
 	}
 	return wrap(err, "signal", uid, name)
 }
@@ -206,17 +206,16 @@ const endGrace = time.Second
 
 // follow returns when the stream ends, which it does with an error.
 func (r *Runtime) follow(p *pod) error {
-	conn, response, _, err := p.request(r.ctx, http.MethodGet, shim.EventsPath, nil, false)
+	l, err := p.send(r.ctx, shim.Request{Watch: true})
 	if err != nil {
 		return err
 	}
-	defer conn.Close() //nolint:errcheck // read only
-	stop := context.AfterFunc(r.ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer l.Close() //nolint:errcheck // read only
+	stop := l.endWith(r.ctx)
 	defer stop()
-	changes := json.NewDecoder(response.Body)
 	for {
 		var change shim.Change
-		if err := changes.Decode(&change); err != nil {
+		if err := l.read(&change); err != nil {
 			return err
 		}
 		for _, status := range change.Containers {

@@ -132,7 +132,11 @@ func killAndWait(t *testing.T, pid int) {
 		t.Fatal(err)
 	}
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(poll, int(patience.Milliseconds())); n != 1 || err != nil {
+	n, err := unix.Poll(poll, int(patience.Milliseconds()))
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.Poll(poll, int(patience.Milliseconds()))
+	}
+	if n != 1 || err != nil {
 		t.Fatalf("it lives: %d, %v", n, err)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/http"
 
 	"github.com/endpointd/endpointd/internal/node/container"
 	"github.com/endpointd/endpointd/internal/node/shim"
@@ -19,10 +18,10 @@ func (r *Runtime) Exec(ctx context.Context, o container.ExecOptions, s container
 	if err != nil {
 		return 0, wrap(err, "exec in", o.Pod, o.Container)
 	}
-	request := shim.StreamRequest{
+	request := &shim.StreamRequest{
 		Container: o.Container, Args: o.Args, TTY: o.TTY, Stdin: s.Stdin != nil, Output: s.Stdout != nil || s.Stderr != nil,
 	}
-	result, err := p.stream(ctx, shim.ExecPath, request, s)
+	result, err := p.stream(ctx, shim.Request{Exec: request}, s)
 	if err != nil {
 		return 0, wrap(err, "exec in", o.Pod, o.Container)
 	}
@@ -39,29 +38,33 @@ func (r *Runtime) Attach(ctx context.Context, uid, name string, s container.Stre
 	if err != nil {
 		return wrap(err, "attach to", uid, name)
 	}
-	request := shim.StreamRequest{Container: name, Stdin: s.Stdin != nil, Output: s.Stdout != nil || s.Stderr != nil}
-	_, err = p.stream(ctx, shim.AttachPath, request, s)
+	request := &shim.StreamRequest{Container: name, Stdin: s.Stdin != nil, Output: s.Stdout != nil || s.Stderr != nil}
+	_, err = p.stream(ctx, shim.Request{Attach: request}, s)
 	return wrap(err, "attach to", uid, name)
 }
 
 // stream connects s with the shim until it sends a Result. A reader that blocks, such as a terminal, is left behind: its goroutine ends
 // with the next byte or the end of the reader, which its owner closes.
-func (p *pod) stream(ctx context.Context, path string, request shim.StreamRequest, s container.Streams) (shim.Result, error) {
+func (p *pod) stream(ctx context.Context, request shim.Request, s container.Streams) (shim.Result, error) {
 	if !p.living() {
 		return shim.Result{}, errDead
 	}
-	conn, response, reader, err := p.request(ctx, http.MethodPost, path, request, true)
+	l, err := p.send(ctx, request)
 	if err != nil {
 		return shim.Result{}, err
 	}
-	defer conn.Close() //nolint:errcheck // read to its end, or given up
-	if response.StatusCode != http.StatusSwitchingProtocols {
-		return shim.Result{}, errors.New("the shim does not speak " + shim.Protocol)
-	}
+	defer l.Close() //nolint:errcheck // read to its end, or given up
 	// A conversation with two parties who may each block is ended by closing the line between them.
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
-	out := shim.NewFramer(conn, 0)
+	var reply shim.Reply
+	if err := l.read(&reply); err != nil {
+		return shim.Result{}, errors.Join(ctx.Err(), err)
+	}
+	if reply.Error != "" {
+		return shim.Result{}, errors.New(reply.Error)
+	}
+	out := shim.NewFramer(l, 0)
 	if s.Stdin != nil {
 		go sendInput(out, s.Stdin)
 	}
@@ -70,7 +73,7 @@ func (p *pod) stream(ctx context.Context, path string, request shim.StreamReques
 		defer close(done)
 		go sendSizes(out, s.Resize, done)
 	}
-	result, err := receiveOutput(reader, s)
+	result, err := receiveOutput(l.in, s)
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}

@@ -203,7 +203,7 @@ func TestAttach(t *testing.T) {
 	if status := nextExit(t, r); status.ExitCode != 3 {
 		t.Errorf("exit is %+v", status)
 	}
-	if got := output(t, r, c); !strings.HasSuffix(got, "end\n") {
+	if got := output(t, r, c); !strings.Contains(got, "end\n") {
 		t.Errorf("log is %q", got)
 	}
 }

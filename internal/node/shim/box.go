@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -47,7 +46,7 @@ func (b *box) state() container.Status {
 func (b *box) running() bool { return b.state().State == container.Running }
 
 // start runs a container, and returns when its program was executed.
-func (p *pod) start(ctx context.Context, c *container.Container) (container.Status, error) {
+func (p *pod) start(c *container.Container) (container.Status, error) {
 	if err := checkContainer(c); err != nil {
 		return container.Status{}, err
 	}
@@ -64,9 +63,7 @@ func (p *pod) start(ctx context.Context, c *container.Container) (container.Stat
 			delete(p.containers, c.Name)
 		}
 		p.mu.Unlock()
-		if b.group != "" {
-			_ = cgroup.Remove(ctx, b.group)
-		}
+		b.removeGroup()
 		return container.Status{}, err
 	}
 	b.mu.Lock()
@@ -193,11 +190,17 @@ func (p *pod) await(b *box) {
 	close(b.done)
 	p.publish(status)
 	b.io.finish()
-	if b.group != "" {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_ = cgroup.Remove(ctx, b.group) // else it goes with the pod's
+	b.removeGroup()
+}
+
+// removeGroup is best effort: otherwise the group goes with the pod's.
+func (b *box) removeGroup() {
+	if b.group == "" {
+		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = cgroup.Remove(ctx, b.group)
 }
 
 func exitCode(status unix.WaitStatus) (code, sig int) {
@@ -255,7 +258,7 @@ func saveStatus(status container.Status) error {
 	return os.Rename(file+".new", file)
 }
 
-func (p *pod) serveEvents(w http.ResponseWriter, r *http.Request) {
+func (p *pod) serveEvents(c *conn) {
 	me := &watcher{wake: make(chan struct{}, 1)}
 	p.mu.Lock()
 	for _, b := range p.containers {
@@ -270,18 +273,22 @@ func (p *pod) serveEvents(w http.ResponseWriter, r *http.Request) {
 		delete(p.watchers, me)
 		p.mu.Unlock()
 	}()
-	out, flush := json.NewEncoder(w), http.NewResponseController(w)
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		c.awaitEnd()
+	}()
 	for {
 		p.mu.Lock()
 		change := Change{Containers: me.pending}
 		me.pending = nil
 		p.mu.Unlock()
-		if out.Encode(change) != nil || flush.Flush() != nil {
+		if c.answer(change) != nil {
 			return
 		}
 		select {
 		case <-me.wake:
-		case <-r.Context().Done():
+		case <-gone:
 			return
 		}
 	}

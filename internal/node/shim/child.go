@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"runtime"
 	"syscall"
@@ -61,17 +60,17 @@ func (c *child) signal(sig syscall.Signal) error {
 
 // startChild begins a launcher and returns when it has executed its program, or why not (a *launch.Failure when the launcher says so).
 func (p *pod) startChild(o childOptions) (*child, error) {
-	conn, theirs, err := messageSocket()
+	ours, theirs, err := messageSocket()
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close() //nolint:errcheck // read to its end, or of no use
+	defer ours.Close() //nolint:errcheck // read to its end, or of no use
 	c, err := p.fork(o, theirs)
 	_ = theirs.Close()
 	if err != nil {
 		return nil, err
 	}
-	if err := c.follow(conn); err != nil {
+	if err := c.follow(ours); err != nil {
 		_ = c.signal(syscall.SIGKILL)
 		<-c.exited
 		c.close()
@@ -80,23 +79,36 @@ func (p *pod) startChild(o childOptions) (*child, error) {
 	return c, nil
 }
 
-// messageSocket gives our end, and the one that the launcher gets.
-func messageSocket() (*net.UnixConn, *os.File, error) {
+// messageSocket gives our end, which is polled, and the one that the launcher gets.
+func messageSocket() (ours, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, err
 	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "messages"), os.NewFile(uintptr(fds[1]), "messages")
-	conn, err := net.FileConn(ours) // a duplicate
-	_ = ours.Close()
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, nil, errors.Join(err, unix.Close(fds[0]), unix.Close(fds[1]))
+	}
+	return os.NewFile(uintptr(fds[0]), "messages"), os.NewFile(uintptr(fds[1]), "messages"), nil
+}
+
+// receive reads one packet and what came with it; none is io.EOF.
+func receive(from *os.File, buffer, rights []byte) (n, rn int, err error) {
+	raw, err := from.SyscallConn()
 	if err != nil {
-		return nil, nil, errors.Join(err, theirs.Close())
+		return 0, 0, err
 	}
-	unixConn, ok := conn.(*net.UnixConn)
-	if !ok {
-		return nil, nil, errors.Join(errors.New("not a unix socket"), conn.Close(), theirs.Close())
+	var recvErr error
+	err = raw.Read(func(fd uintptr) bool {
+		n, rn, _, _, recvErr = unix.Recvmsg(int(fd), buffer, rights, unix.MSG_CMSG_CLOEXEC)
+		return !errors.Is(recvErr, unix.EAGAIN) && !errors.Is(recvErr, unix.EINTR)
+	})
+	if err := errors.Join(err, recvErr); err != nil {
+		return 0, 0, err
 	}
-	return unixConn, theirs, nil
+	if n == 0 {
+		return 0, 0, io.EOF
+	}
+	return n, rn, nil
 }
 
 // specFile gives the spec as a file in memory.
@@ -180,13 +192,13 @@ func (p *pod) forkIn(o childOptions, attr *syscall.ProcAttr) (int, error) {
 }
 
 // follow reads messages until the program runs.
-func (c *child) follow(conn *net.UnixConn) error {
+func (c *child) follow(messages *os.File) error {
 	buffer := make([]byte, 16<<10)
 	rights := make([]byte, unix.CmsgSpace(4))
 	executing := false
 	for {
-		n, rn, _, _, err := conn.ReadMsgUnix(buffer, rights)
-		if errors.Is(err, io.EOF) || err == nil && n == 0 {
+		n, rn, err := receive(messages, buffer, rights)
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -227,7 +239,6 @@ func receiveFile(rights []byte) (*os.File, error) {
 			return nil, err
 		}
 		for _, fd := range fds {
-			unix.CloseOnExec(fd)
 			if err := unix.SetNonblock(fd, true); err != nil {
 				return nil, err
 			}

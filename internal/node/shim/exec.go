@@ -1,13 +1,9 @@
 package shim
 
 import (
-	"bufio"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"runtime"
 	"sync"
@@ -23,56 +19,28 @@ import (
 // background keeps open.
 const quietAfterExit = 100 * time.Millisecond
 
-// upgrade reads the request and takes the connection over.
-func (p *pod) upgrade(w http.ResponseWriter, r *http.Request) (*box, StreamRequest, net.Conn, *bufio.Reader) {
-	var request StreamRequest
-	if !decode(w, r, &request) {
-		return nil, request, nil, nil
-	}
-	p.mu.Lock()
-	b := p.containers[request.Container]
-	p.mu.Unlock()
-	if b == nil || !b.running() {
-		http.Error(w, "it is not running", http.StatusConflict)
-		return nil, request, nil, nil
-	}
-	w.Header().Set("Connection", "Upgrade")
-	w.Header().Set("Upgrade", Protocol)
-	w.WriteHeader(http.StatusSwitchingProtocols)
-	conn, buffered, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		return nil, request, nil, nil
-	}
-	if err := errors.Join(conn.SetDeadline(time.Time{}), buffered.Flush()); err != nil {
-		_ = conn.Close()
-		return nil, request, nil, nil
-	}
-	return b, request, conn, buffered.Reader
-}
-
-func (p *pod) serveAttach(w http.ResponseWriter, r *http.Request) {
-	b, request, conn, reader := p.upgrade(w, r)
+func (p *pod) serveAttach(c *conn, request *StreamRequest) {
+	b := p.beginStream(c, request.Container)
 	if b == nil {
 		return
 	}
-	client := NewFramer(conn, clientPatience)
+	client := NewFramer(c.File, clientPatience)
 	if request.Output {
 		b.io.add(client)
 	}
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		b.io.receive(reader, conn)
+		b.io.receive(c)
 	}()
 	select {
 	case <-b.done:
-		result := Result{Code: b.state().ExitCode}
 		b.io.remove(client)
-		sendResult(client, result)
+		sendResult(client, Result{Code: b.state().ExitCode})
 	case <-gone:
 		b.io.remove(client)
 	}
-	_ = conn.Close()
+	_ = c.Close()
 	<-gone
 	if request.Stdin && b.spec.StdinOnce {
 		b.io.closeStdin()
@@ -80,10 +48,10 @@ func (p *pod) serveAttach(w http.ResponseWriter, r *http.Request) {
 }
 
 // receive hands on what a client sends until it goes.
-func (s *streams) receive(from io.Reader, conn net.Conn) {
+func (s *streams) receive(from *conn) {
 	var buffer []byte
 	for {
-		kind, data, err := ReadFrame(from, &buffer)
+		kind, data, err := ReadFrame(from.in, &buffer)
 		if err != nil {
 			return
 		}
@@ -98,7 +66,7 @@ func (s *streams) receive(from io.Reader, conn net.Conn) {
 			s.mu.Lock()
 			stdin := s.stdin
 			s.mu.Unlock()
-			if stdin != nil && !writePatiently(stdin, data, conn) {
+			if stdin != nil && !writePatiently(stdin, data, from.File) {
 				return
 			}
 		}
@@ -121,22 +89,21 @@ type execution struct {
 	exited chan struct{} // closed when the command has exited
 }
 
-func (p *pod) serveExec(w http.ResponseWriter, r *http.Request) {
-	b, request, conn, reader := p.upgrade(w, r)
+func (p *pod) serveExec(c *conn, request *StreamRequest) {
+	b := p.beginStream(c, request.Container)
 	if b == nil {
 		return
 	}
-	client := NewFramer(conn, clientPatience)
+	client := NewFramer(c.File, clientPatience)
 	e, err := p.exec(b, request, client)
 	if err != nil {
 		sendResult(client, Result{Code: asFailure(err).Code, Failure: asFailure(err)})
-		_ = conn.Close()
 		return
 	}
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		e.receive(reader)
+		e.receive(c)
 	}()
 	var status unix.WaitStatus
 	select {
@@ -152,7 +119,7 @@ func (p *pod) serveExec(w http.ResponseWriter, r *http.Request) {
 	e.pumps.Wait()
 	code, _ := exitCode(status)
 	sendResult(client, Result{Code: code})
-	_ = conn.Close()
+	_ = c.Close()
 	<-gone
 	e.close()
 }
@@ -168,7 +135,7 @@ func (e *execution) close() {
 }
 
 // exec starts a command in the namespaces of a container.
-func (p *pod) exec(b *box, request StreamRequest, client *Framer) (*execution, error) {
+func (p *pod) exec(b *box, request *StreamRequest, client *Framer) (*execution, error) {
 	c := b.spec
 	c.Args, c.TTY = request.Args, request.TTY
 	if err := checkContainer(&c); err != nil {
@@ -251,10 +218,10 @@ func (e *execution) pump(from *os.File, kind Kind) {
 	}
 }
 
-func (e *execution) receive(from io.Reader) {
+func (e *execution) receive(from *conn) {
 	var buffer []byte
 	for {
-		kind, data, err := ReadFrame(from, &buffer)
+		kind, data, err := ReadFrame(from.in, &buffer)
 		if err != nil {
 			return
 		}
@@ -268,7 +235,7 @@ func (e *execution) receive(from io.Reader) {
 			resizeTerminal(in, data)
 		case kind != Stdin || in == nil:
 		case len(data) > 0:
-			if !writePatiently(in, data, e.client.conn) {
+			if !writePatiently(in, data, from.File) {
 				return
 			}
 		case terminal:
@@ -281,7 +248,7 @@ func (e *execution) receive(from io.Reader) {
 
 // writePatiently waits for a reader that is slow, until the client who sends the data hangs up; then it returns false. A reader
 // that is gone is no reason to stop: the client may want the output still.
-func writePatiently(to *os.File, data []byte, client net.Conn) bool {
+func writePatiently(to *os.File, data []byte, client *os.File) bool {
 	const look = 250 * time.Millisecond
 	for len(data) > 0 {
 		_ = to.SetWriteDeadline(time.Now().Add(look))
@@ -298,12 +265,8 @@ func writePatiently(to *os.File, data []byte, client net.Conn) bool {
 }
 
 // hungUp sees the client's end even behind data that was not read.
-func hungUp(client net.Conn) bool {
-	conn, ok := client.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	raw, err := conn.SyscallConn()
+func hungUp(client *os.File) bool {
+	raw, err := client.SyscallConn()
 	if err != nil {
 		return true
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"net"
 	"strconv"
 	"sync"
 	"time"
@@ -25,24 +24,30 @@ const (
 const (
 	frameHeader = 5
 	// maxFrame bounds what a reader must keep.
-	maxFrame = 64 << 10
+	maxFrame = 16 << 10
 	// clientPatience is how long output waits for a client that does not read, before the client is dropped.
 	clientPatience = 10 * time.Second
 )
 
 var errFrameSize = errors.New("frame is longer than allowed")
 
+// Conn is what frames are written to: an *os.File here, a net.Conn in the agent.
+type Conn interface {
+	io.WriteCloser
+	SetWriteDeadline(t time.Time) error
+}
+
 // Framer writes frames to a connection, from several goroutines.
 type Framer struct {
-	conn     net.Conn
+	conn     Conn
 	patience time.Duration // 0 = for ever
 
-	mu     sync.Mutex // guards header and the order on conn
-	header [frameHeader]byte
+	mu      sync.Mutex // guards scratch and the order on conn
+	scratch []byte
 }
 
 // NewFramer writes to conn, and fails when that takes longer than patience (0 = for ever).
-func NewFramer(conn net.Conn, patience time.Duration) *Framer {
+func NewFramer(conn Conn, patience time.Duration) *Framer {
 	return &Framer{conn: conn, patience: patience}
 }
 
@@ -57,10 +62,10 @@ func (f *Framer) Write(kind Kind, data []byte) error {
 	}
 	for first := true; first || len(data) > 0; first = false {
 		n := min(len(data), maxFrame)
-		f.header[0] = byte(kind)
-		binary.BigEndian.PutUint32(f.header[1:], uint32(n))
-		buffers := net.Buffers{f.header[:], data[:n]}
-		if _, err := buffers.WriteTo(f.conn); err != nil {
+		f.scratch = append(f.scratch[:0], byte(kind))
+		f.scratch = binary.BigEndian.AppendUint32(f.scratch, uint32(n))
+		f.scratch = append(f.scratch, data[:n]...)
+		if _, err := f.conn.Write(f.scratch); err != nil {
 			return err
 		}
 		data = data[n:]

@@ -1,23 +1,17 @@
 package shim
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/endpointd/endpointd/internal/node/container"
 	"github.com/endpointd/endpointd/internal/node/shim/cgroup"
 )
 
@@ -53,10 +47,7 @@ func Main() int {
 	// The main goroutine is tied to the main thread while packages initialise; work elsewhere saves a switch a wake-up.
 	failed := make(chan error, 1)
 	go p.reap(children)
-	go func() {
-		server := &http.Server{Handler: p.handler(), ReadHeaderTimeout: time.Minute}
-		failed <- server.Serve(listener)
-	}()
+	go func() { failed <- p.serve(listener) }()
 	if _, err := fmt.Fprint(ready, Ready); err != nil {
 		return 1 // the agent died while it started us: nobody knows of this pod
 	}
@@ -65,7 +56,7 @@ func Main() int {
 	return 1
 }
 
-func setUp() (net.Listener, *pod, error) {
+func setUp() (*os.File, *pod, error) {
 	// The folder's /proc is the agent's, so this is the PID by which agents know this process.
 	self, err := os.Readlink("/proc/self")
 	if err != nil {
@@ -101,7 +92,7 @@ func setUp() (net.Listener, *pod, error) {
 		return nil, nil, err
 	}
 	syscall.Umask(0o077)
-	listener, err := net.Listen("unix", SocketFile) // relative: a path of a socket has at most 107 bytes
+	listener, err := listen()
 	return listener, p, err
 }
 
@@ -112,42 +103,6 @@ func (p *pod) protect() {
 		p.oomScore, _ = strconv.Atoi(strings.TrimSpace(string(data)))
 	}
 	_ = os.WriteFile(file, []byte(score), 0) // best effort: needs CAP_SYS_RESOURCE
-}
-
-func (p *pod) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc(EventsPath, p.serveEvents)
-	mux.HandleFunc(StartPath, p.serveStart)
-	mux.HandleFunc(SignalPath, p.serveSignal)
-	mux.HandleFunc(ExecPath, p.serveExec)
-	mux.HandleFunc(AttachPath, p.serveAttach)
-	return mux
-}
-
-func (p *pod) serveStart(w http.ResponseWriter, r *http.Request) {
-	var c container.Container
-	if !decode(w, r, &c) {
-		return
-	}
-	// What was begun goes on without the client: half a container would be nobody's.
-	status, err := p.start(context.WithoutCancel(r.Context()), &c)
-	reply := StartReply{Failure: asFailure(err)}
-	if err == nil {
-		reply.Status = &status
-	}
-	encode(w, reply)
-}
-
-func (p *pod) serveSignal(w http.ResponseWriter, r *http.Request) {
-	var request SignalRequest
-	if !decode(w, r, &request) {
-		return
-	}
-	if err := p.signal(request.Container, syscall.Signal(request.Signal)); err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	w.WriteHeader(http.StatusNoContent)
 }
 
 func (p *pod) signal(name string, sig syscall.Signal) error {
@@ -161,20 +116,6 @@ func (p *pod) signal(name string, sig syscall.Signal) error {
 		return b.killAll()
 	}
 	return b.child.signal(sig)
-}
-
-func decode(w http.ResponseWriter, r *http.Request, into any) bool {
-	if err := json.NewDecoder(r.Body).Decode(into); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return false
-	}
-	_, err := io.Copy(io.Discard, r.Body) // after an upgrade the rest would be taken for frames
-	return err == nil
-}
-
-func encode(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v) // a client that is gone has nothing to be told
 }
 
 // killAll ends all processes of the container.

@@ -34,19 +34,24 @@ type Bundle struct {
 	Cgroup    string `json:",omitempty"` // the pod's group; "" = none
 }
 
-// Paths of the socket's HTTP service.
-const (
-	EventsPath = "/events" // GET: first all states in one Change, then each Change, a JSON document a line
-	StartPath  = "/start"  // POST a container.Container: StartReply
-	SignalPath = "/signal" // POST a SignalRequest
-	ExecPath   = "/exec"   // POST a StreamRequest, upgrades to frames
-	AttachPath = "/attach" // the same
-)
+// Request is what a client sends first on a connection, as JSON in one line; it names one of these. The answers are lines, too. A
+// stream goes on in frames.
+//
+// This is not HTTP, because net/http, and net as well, initialise after most of Kubernetes: their imports below "vendor/" sort last.
+type Request struct {
+	Watch  bool                 `json:",omitempty"` // answered by Changes: first all states, then each change
+	Start  *container.Container `json:",omitempty"` // answered by a StartReply
+	Signal *SignalRequest       `json:",omitempty"` // answered by a Reply
+	Exec   *StreamRequest       `json:",omitempty"` // answered by a Reply, then frames
+	Attach *StreamRequest       `json:",omitempty"` // the same
+}
 
-// Protocol is the name of the upgrade.
-const Protocol = "endpointd-frames"
+// Reply says whether a request was taken.
+type Reply struct {
+	Error string `json:",omitempty"`
+}
 
-// Change is one packet of the stream of events.
+// Change is one line of the stream of events.
 type Change struct {
 	Containers []container.Status
 }
@@ -63,7 +68,7 @@ type SignalRequest struct {
 	Signal    int
 }
 
-// StreamRequest begins an exec or, with no Args, an attachment.
+// StreamRequest begins an exec or, without Args, an attachment.
 type StreamRequest struct {
 	Container string
 	Args      []string `json:",omitempty"`
