@@ -92,7 +92,7 @@ func (c *core) workloadStorage(g generic.RESTOptionsGetter, s map[string]rest.St
 	if err != nil {
 		return err
 	}
-	pods, err := podstore.NewStorage(g, nodes.KubeletConnectionInfo, transport, noDisruptionBudgets{}, c.authorizer)
+	pods, err := podstore.NewStorage(g, nodeConnections{nodes.KubeletConnectionInfo}, transport, noDisruptionBudgets{}, c.authorizer)
 	if err != nil {
 		return err
 	}
