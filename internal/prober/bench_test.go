@@ -3,6 +3,7 @@ package prober
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -88,11 +90,32 @@ func BenchmarkThousandASecond(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	// The peers make their probes as the kubelet does: net/http's Transport and a grpc.ClientConn, new for each probe.
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true}}
+	stock := func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+web.String()+"/healthz", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
+	}
+	stockRPC := func(ctx context.Context) error {
+		conn, err := grpc.NewClient(rpc.String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return err
+		}
+		_, err = healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
+		return errors.Join(err, conn.Close())
+	}
 	nothing := Probe(func(context.Context) error { return nil })
 	for _, c := range []struct {
 		name  string
 		probe Probe
-	}{{"none", nothing}, {"http", get}, {"tcp", TCP(web)}, {"grpc", GRPC(rpc, "")}} {
+	}{{"none", nothing}, {"http", get}, {"tcp", TCP(web)}, {"grpc", GRPC(rpc, "")}, {"peer-http", stock}, {"peer-grpc", stockRPC}} {
 		b.Run(c.name, func(b *testing.B) {
 			for b.Loop() {
 				measure(b, c.probe)
