@@ -37,7 +37,7 @@ func Detach(ctx context.Context, dataDir string, args []string, show func(line s
 	if err != nil {
 		return "", err
 	}
-	defer read.Close() //nolint:errcheck // read only
+	defer read.Close()                              //nolint:errcheck // read only
 	cmd := exec.Command(sandbox.Program(), args...) //nolint:gosec,noctx // this very program, which is to outlive us
 	cmd.Args[0] = "endpointd"
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{write}

@@ -8,6 +8,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -32,6 +35,8 @@ const (
 // RunOptions say what the inside does beside the parts.
 type RunOptions struct {
 	Logger *slog.Logger
+	// Holders are first arguments of processes that hold namespaces for others and are not waited for at the end.
+	Holders []string
 	// Publish opens node ports on the machine's loopback until ctx ends; nil = nobody does.
 	Publish func(ctx context.Context, p Publishing) error
 }
@@ -58,7 +63,7 @@ func Run(o RunOptions) error {
 		return err
 	}
 	in := &inside{
-		log: o.Logger, publish: o.Publish, api: os.NewFile(apiFD, "api"), reaper: newReaper(),
+		log: o.Logger, publish: o.Publish, holders: o.Holders, api: os.NewFile(apiFD, "api"), reaper: newReaper(),
 		link: &hostLink{conn: conn, waiting: map[int]chan<- openResult{}},
 	}
 	if err := in.run(); err != nil {
@@ -71,6 +76,7 @@ func Run(o RunOptions) error {
 type inside struct {
 	log     *slog.Logger
 	publish func(context.Context, Publishing) error
+	holders []string
 	api     *os.File
 	link    *hostLink
 	reaper  *reaper
@@ -238,22 +244,49 @@ func (in *inside) runPublish(ctx context.Context) {
 	}
 }
 
-// endAll sends SIGTERM to everything that is left inside, pods and commands, and returns when nothing is left or the grace
-// is over. PID 1 is spared by kill(2), and its end kills the rest.
+// endAll sends SIGTERM to everything that is left inside, pods and commands, and returns when nothing is left that takes its
+// time, or the grace is over. Parts are told by who supervises them: a second SIGTERM would be for those who do not want to wait.
 func (in *inside) endAll() {
-	_ = syscall.Kill(-1, syscall.SIGTERM) // ESRCH: nothing is left
+	told := map[int]bool{1: true}
+	for _, part := range in.status().Parts {
+		told[part.PID] = true
+	}
 	deadline := time.NewTimer(endGrace)
 	defer deadline.Stop()
-	poll := time.NewTicker(2 * time.Millisecond)
+	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
-	for in.reaper.collect() {
+	for waiting := true; waiting && in.tellRest(told); {
 		select {
 		case <-poll.C:
 		case <-deadline.C:
-			_ = syscall.Kill(-1, syscall.SIGKILL) // as above
-			deadline.Reset(endGrace)
+			waiting = false
 		}
 	}
+	_ = syscall.Kill(-1, syscall.SIGKILL) // spares PID 1; ESRCH: nothing is left
+}
+
+// tellRest sends SIGTERM to every process that was not told before. It reports whether any is left that is not a holder.
+func (in *inside) tellRest(told map[int]bool) bool {
+	left := false
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is right
+	for _, file := range files {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil || pid == 1 {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		name, _, _ := strings.Cut(string(text), "\x00")
+		name, _, _ = strings.Cut(name, " ") // some write more into their first argument
+		if err != nil || name == "" || slices.Contains(in.holders, name) {
+			continue // it has ended, but for its parent, or is in the list
+		}
+		if !told[pid] {
+			told[pid] = true
+			_ = syscall.Kill(pid, syscall.SIGTERM) // it may have ended
+		}
+		left = true
+	}
+	return left
 }
 
 // openControl makes the socket for exec and status. Its path may be longer than a socket address.
