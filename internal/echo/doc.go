@@ -23,8 +23,8 @@
 // and Run returns.
 //
 // Invariants: memory is bounded whatever clients send, by limits on connections, headers, bodies, lines and streams; what is sent
-// beyond them waits or is refused. It depends on the standard library alone (a test holds that), since it runs before
-// the packages of the rest of the program are initialised.
+// beyond them waits or is refused. It depends on the standard library alone (a test holds that), since it takes over
+// while the packages of the rest of the program are being initialised, see package reexec/late.
 //
 // It refuses TLS, and to be configured by files. Test it through [Run] with addresses on port 0.
 package echo

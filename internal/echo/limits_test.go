@@ -172,7 +172,7 @@ func process(t testing.TB, args ...string) (*exec.Cmd, *output) {
 	return cmd, out
 }
 
-// TestOnlyTheStandardLibrary: the package runs before those of Kubernetes are initialised, see package reexec.
+// TestOnlyTheStandardLibrary: the package takes over while those of Kubernetes are being initialised, see package reexec/late.
 func TestOnlyTheStandardLibrary(t *testing.T) {
 	const list = `{{if not .Standard}}{{.ImportPath}}{{end}}`
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", list, ".").Output()
