@@ -13,7 +13,7 @@ package reexec
 
 import (
 	"os"
-	"path/filepath"
+	"path"
 
 	"github.com/endpointd/endpointd/internal/node/shim"
 	"github.com/endpointd/endpointd/internal/node/shim/launch"
@@ -30,7 +30,7 @@ func init() {
 	if len(os.Args) == 0 {
 		return
 	}
-	switch filepath.Base(os.Args[0]) {
+	switch path.Base(os.Args[0]) {
 	case Pod:
 		os.Exit(shim.Main())
 	case Launch:

@@ -2,6 +2,7 @@ package reexec_test
 
 import (
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -23,7 +24,7 @@ func TestLight(t *testing.T) {
 	}
 	for _, path := range []string{
 		"k8s.io/api/core/v1", "google.golang.org/grpc", "github.com/spf13/cobra", "github.com/endpointd/endpointd/internal/app",
-		"net std", "net/http std", "vendor/golang.org/x/net/idna std", "github.com/endpointd/endpointd/internal/echo",
+		"net std", "net/http std", "runtime/debug std", "vendor/golang.org/x/net/idna std", "github.com/endpointd/endpointd/internal/echo",
 	} {
 		if !heavy(path) {
 			t.Errorf("%s passes for light", path)
@@ -36,8 +37,10 @@ func heavy(line string) bool {
 	const module = "github.com/endpointd/endpointd/internal/"
 	path, standard := strings.CutSuffix(line, " std")
 	if standard {
-		// The standard library's own copies of golang.org/x lie below vendor/, which sorts after k8s.io.
-		return path == "net" || strings.HasPrefix(path, "net/") || strings.HasPrefix(path, "vendor/")
+		// The standard library's own copies of golang.org/x lie below vendor/, which sorts after k8s.io. Other packages are ready late
+		// because hardly anything that initialises early needs them.
+		late := slices.Contains([]string{"net", "path/filepath", "runtime/debug", "os/exec", "log"}, path)
+		return late || strings.HasPrefix(path, "net/") || strings.HasPrefix(path, "vendor/") || strings.HasPrefix(path, "log/")
 	}
 	for _, light := range []string{"golang.org/x/sys/unix", module + "reexec", module + "node/container", module + "node/shim"} {
 		if path == light || strings.HasPrefix(path, light+"/") {

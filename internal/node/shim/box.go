@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -109,7 +109,7 @@ func (p *pod) claim(b *box) (previous *box, err error) {
 func (p *pod) launch(b *box) error {
 	c, sandbox := &b.spec, &p.bundle.Sandbox
 	if p.bundle.Cgroup != "" {
-		b.group = filepath.Join(p.bundle.Cgroup, "c-"+c.Name)
+		b.group = path.Join(p.bundle.Cgroup, "c-"+c.Name)
 		if err := errors.Join(cgroup.Make(b.group), cgroup.Limit(b.group, c.Resources)); err != nil {
 			return err
 		}
@@ -125,9 +125,11 @@ func (p *pod) launch(b *box) error {
 		},
 		flags: unix.CLONE_NEWNS, cgroup: b.group,
 	}
-	if options.spec.Stage, err = filepath.Abs(StageDir); err != nil {
+	folder, err := os.Getwd()
+	if err != nil {
 		return err
 	}
+	options.spec.Stage = path.Join(folder, StageDir)
 	if b.ownPIDs {
 		options.flags |= unix.CLONE_NEWPID
 	}
@@ -148,7 +150,7 @@ func (p *pod) launch(b *box) error {
 
 // openLog makes the log of this attempt, and removes those before the previous one.
 func (p *pod) openLog(c *container.Container) (*logFile, error) {
-	dir := filepath.Join(LogDir, c.Name)
+	dir := path.Join(LogDir, c.Name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -159,10 +161,10 @@ func (p *pod) openLog(c *container.Container) (*logFile, error) {
 	for _, entry := range entries {
 		number, _, _ := strings.Cut(entry.Name(), ".")
 		if attempt, err := strconv.Atoi(number); err == nil && attempt < c.Attempt-1 {
-			_ = os.Remove(filepath.Join(dir, entry.Name()))
+			_ = os.Remove(path.Join(dir, entry.Name()))
 		}
 	}
-	log, err := openLog(filepath.Join(dir, strconv.Itoa(c.Attempt)+".log"), maxLogSize)
+	log, err := openLog(path.Join(dir, strconv.Itoa(c.Attempt)+".log"), maxLogSize)
 	if errors.Is(err, unix.ENOSPC) {
 		return log, nil // the next write tries again
 	}
@@ -251,7 +253,7 @@ func saveStatus(status container.Status) error {
 	if err := os.MkdirAll(StateDir, 0o700); err != nil {
 		return err
 	}
-	file := filepath.Join(StateDir, status.Name+".json")
+	file := path.Join(StateDir, status.Name+".json")
 	if err := os.WriteFile(file+".new", data, 0o600); err != nil {
 		return err
 	}

@@ -52,6 +52,7 @@ func Main() int {
 		return 1 // the agent died while it started us: nobody knows of this pod
 	}
 	_ = ready.Close()
+	forgetStart()
 	fmt.Fprintln(os.Stderr, "serve the pod's socket:", <-failed)
 	return 1
 }

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strings"
 
@@ -66,7 +66,7 @@ func allowSysctl(name string, s *container.Sandbox) error {
 }
 
 func writeSysctl(name, value string) error {
-	file := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
+	file := path.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
 	f, err := os.OpenFile(file, os.O_WRONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return errors.New("this kernel does not have it")

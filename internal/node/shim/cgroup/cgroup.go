@@ -16,7 +16,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,7 +62,7 @@ func Make(group string) error { return os.MkdirAll(group, 0o755) }
 
 // Delegate turns the controllers on for the groups below, and says which are missing there.
 func Delegate(group string) (missing []string, err error) {
-	data, err := os.ReadFile(filepath.Join(group, "cgroup.controllers"))
+	data, err := os.ReadFile(path.Join(group, "cgroup.controllers"))
 	if err != nil {
 		return wanted(), err
 	}
@@ -109,7 +109,7 @@ func Limit(group string, r container.Resources) error {
 
 // OOMKilled says whether the kernel has killed a process of the group for memory.
 func OOMKilled(group string) bool {
-	data, err := os.ReadFile(filepath.Join(group, "memory.events"))
+	data, err := os.ReadFile(path.Join(group, "memory.events"))
 	if err != nil {
 		return false
 	}
@@ -149,7 +149,7 @@ func removeAll(group string) error {
 	}
 	for _, entry := range entries {
 		if entry.IsDir() {
-			if err := removeAll(filepath.Join(group, entry.Name())); err != nil {
+			if err := removeAll(path.Join(group, entry.Name())); err != nil {
 				return err
 			}
 		}
@@ -162,7 +162,7 @@ func removeAll(group string) error {
 }
 
 func write(group, file, value string) error {
-	f, err := os.OpenFile(filepath.Join(group, file), os.O_WRONLY, 0) // no O_CREATE: the kernel makes these files
+	f, err := os.OpenFile(path.Join(group, file), os.O_WRONLY, 0) // no O_CREATE: the kernel makes these files
 	if err != nil {
 		return err
 	}
