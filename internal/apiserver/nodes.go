@@ -16,6 +16,7 @@ import (
 	genericrequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/generic/registry"
 	podutil "k8s.io/kubernetes/pkg/api/pod"
+	"k8s.io/kubernetes/pkg/apis/authorization"
 	"k8s.io/kubernetes/pkg/apis/coordination"
 	api "k8s.io/kubernetes/pkg/apis/core"
 	"k8s.io/kubernetes/pkg/apis/discovery"
@@ -33,6 +34,7 @@ import (
 //	secrets, configmaps               read one that a pod bound to them names
 //	serviceaccounts/token             create, for a pod bound to them
 //	events                            write
+//	subjectaccessreviews              create: who but the API server may use the agent's own port
 //
 // Upstream keeps a graph of all pods and what they name, fed by informers. Here the watch cache is asked, which has an
 // index of pods by node: no memory, and nothing that lags behind what the agent was shown.
@@ -67,6 +69,8 @@ func (r nodeRights) may(ctx context.Context, node string, a authorizer.Attribute
 		return reads(verb) && sub == "", "nodes may only read", nil
 	case api.Resource("events"), events.Resource("events"):
 		return (verb == "create" || patches(verb)) && sub == "", "nodes may only write events", nil
+	case authorization.Resource("subjectaccessreviews"):
+		return verb == "create" && sub == "", "nodes may only ask", nil
 	case api.Resource("nodes"):
 		switch {
 		case reads(verb) && sub == "", verb == "create" && sub == "": // nodeAdmission looks at the name

@@ -151,6 +151,7 @@ func TestNodeRights(t *testing.T) {
 		{"namespaces", "", "rights", "", ""},
 		{"deployments.apps", "rights", "d", "", ""},
 		{"clusterroles.rbac.authorization.k8s.io", "", "c", "", ""},
+		{"subjectaccessreviews.authorization.k8s.io", "", "", "", "create"},
 		{"tokenreviews.authentication.k8s.io", "", "", "", ""},
 		{"customresourcedefinitions.apiextensions.k8s.io", "", "c", "", ""},
 	}
@@ -310,6 +311,13 @@ func testNodePods(t *testing.T, own kubernetes.Interface, node *corev1.Node, fin
 	forbidden("delete another's pod", own.CoreV1().Pods("requests").Delete(ctx, "theirs", metav1.DeleteOptions{}))
 	fine("delete its mirror pod", own.CoreV1().Pods("requests").Delete(ctx, "static", metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}))
 	fine("delete its pod", own.CoreV1().Pods("requests").Delete(ctx, "mine", metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}))
+	review, err := own.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+		User: "eve", ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "get", Resource: "nodes", Subresource: "proxy", Name: node.Name},
+	}}, metav1.CreateOptions{})
+	fine("ask what others may", err)
+	if review.Status.Allowed {
+		t.Error("eve may use the node's port")
+	}
 	_, err = own.CoreV1().Events("requests").Create(ctx, &corev1.Event{ObjectMeta: metav1.ObjectMeta{Name: "e", Namespace: "requests"}, InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: "requests", Name: "mine"}}, metav1.CreateOptions{})
 	fine("an event", err)
 }
