@@ -35,8 +35,7 @@ type nodeTransport struct {
 // RoundTrip implements http.RoundTripper.
 func (t nodeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	response, err := t.RoundTripper.RoundTrip(r)
-	var unverified *tls.CertificateVerificationError
-	if errors.As(err, &unverified) {
+	if _, unverified := errors.AsType[*tls.CertificateVerificationError](err); unverified {
 		return nil, fmt.Errorf("node %s: its certificate does not verify: %w: issue one with `endpointd kubeconfig --node %s --address %s`, and restart its agent with it",
 			t.node, err, t.node, r.URL.Hostname())
 	}

@@ -172,7 +172,7 @@ func TestNodeRights(t *testing.T) {
 		if test.selector != "" {
 			a.FieldSelector = &authorizationv1.FieldSelectorAttributes{Requirements: []metav1.FieldSelectorRequirement{{Key: "spec.nodeName", Operator: "In", Values: []string{test.selector}}}}
 		}
-		for _, a.Verb = range strings.Fields(all) {
+		for a.Verb = range strings.FieldsSeq(all) {
 			want := slices.Contains(strings.Fields(test.allowed), a.Verb)
 			if got := may("system:node:rights-1", []string{"system:nodes"}, a); got != want {
 				t.Errorf("%s %s %s/%s [%s]: allowed %v, want %v", a.Verb, test.resource, test.namespace, test.name, test.selector, got, want)

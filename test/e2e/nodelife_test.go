@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -152,14 +151,14 @@ func TestNodeLife(t *testing.T) {
 	}
 	s.await(func(ctx context.Context) error {
 		list, err := s.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-		ranges := map[string]bool{}
+		ranges := map[string]bool{} // range → it is there
 		for _, n := range list.Items {
-			ranges[n.Spec.PodCIDR] = strings.HasPrefix(n.Spec.PodCIDR, "10.244.")
+			ranges[n.Spec.PodCIDR] = true
 		}
-		if err != nil || len(ranges) != 3 || ranges[""] {
-			return fmt.Errorf("ranges of pods: %v, %v", ranges, err)
+		if err == nil && (len(ranges) != 3 || ranges[""]) {
+			return fmt.Errorf("ranges of pods: %v", ranges)
 		}
-		return nil
+		return err
 	})
 	s.apply(`{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {selector: {app: web}, ports: [{port: 80}]}}
 ---
@@ -183,10 +182,10 @@ func TestNodeLife(t *testing.T) {
 	nodes[0].start()
 	s.await(func(ctx context.Context) error {
 		n, err := s.client.CoreV1().Nodes().Get(ctx, "vm-1", metav1.GetOptions{})
-		if err != nil || len(n.Spec.Taints) > 0 {
-			return fmt.Errorf("taints %v, %v", n.Spec.Taints, err)
+		if err == nil && len(n.Spec.Taints) > 0 {
+			return fmt.Errorf("taints %v", n.Spec.Taints)
 		}
-		return nil
+		return err
 	})
 	s.has(s.run("get", "node", "vm-1"), "Ready")
 	s.bindMany(300)
