@@ -79,8 +79,8 @@ const downGrace = stopGrace + 5*time.Second
 
 // Down ends the sandbox of a folder and returns when all is gone and what was left is removed. It reports whether one ran.
 func Down(ctx context.Context, dataDir string) (ran bool, err error) {
-	if _, err := os.Stat(dataDir); errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+	if _, err := os.Stat(lockFile(dataDir)); errors.Is(err, fs.ErrNotExist) {
+		return false, nil // there never was one
 	}
 	deadline := time.NewTimer(downGrace)
 	defer deadline.Stop()

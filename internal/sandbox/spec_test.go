@@ -126,8 +126,14 @@ func TestLock(t *testing.T) {
 	if ran, err := Down(t.Context(), dir); ran || err != nil {
 		t.Errorf("down where nothing runs: %v %v", ran, err)
 	}
-	if ran, err := Down(t.Context(), dir+"none"); ran || err != nil {
-		t.Errorf("down without a folder: %v %v", ran, err)
+	empty := t.TempDir()
+	for _, other := range []string{dir + "none", empty} {
+		if ran, err := Down(t.Context(), other); ran || err != nil {
+			t.Errorf("down where never one was: %v %v", ran, err)
+		}
+	}
+	if made, err := filepath.Glob(empty + "*/*"); len(made) > 0 || err != nil {
+		t.Errorf("down made %v %v", made, err)
 	}
 	if _, err := os.Stat(dir + "none"); !errors.Is(err, os.ErrNotExist) {
 		t.Error("down made a folder")
