@@ -311,16 +311,27 @@ func (c *Controller) allocate(ctx context.Context, node *corev1.Node) error {
 		}
 		mine, texts = append(mine, p), append(texts, p.String())
 	}
+	c.mu.Lock()
+	c.given[node.Name] = mine // before the watch may say that the Node has gone
+	c.mu.Unlock()
 	patch := map[string]any{"metadata": map[string]any{"uid": node.UID}, "spec": map[string]any{"podCIDR": texts[0], "podCIDRs": texts}}
 	_, err := c.patchNode(ctx, node.Name, types.StrategicMergePatchType, patch)
 	if err == nil {
-		c.mu.Lock()
-		c.given[node.Name] = mine
-		c.mu.Unlock()
 		return nil
 	}
-	if apierrors.IsInvalid(err) {
-		return nil // the agent has set it a moment ago; the watch brings it
+	c.takeBack(node.Name)
+	if apierrors.IsInvalid(err) || apierrors.IsConflict(err) {
+		return nil // the agent has set it a moment ago, or it is another Node: the watch brings it
 	}
 	return about("podCIDR of", node.Name, err)
+}
+
+// takeBack leaves to a node the ranges that the watch has shown.
+func (c *Controller) takeBack(node string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.given, node)
+	if obj, ok, _ := c.nodeStore.GetByKey(node); ok && len(obj.(*corev1.Node).Spec.PodCIDRs) > 0 {
+		c.given[node] = prefixes(obj.(*corev1.Node).Spec.PodCIDRs)
+	}
 }

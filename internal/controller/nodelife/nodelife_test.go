@@ -437,6 +437,30 @@ func TestPodCIDRs(t *testing.T) {
 	}, nodeOf("a", has("10.244.1.0/24")), nodeOf("b"), nodeOf("c"))
 }
 
+// A range whose write failed is given to somebody else or again, never lost.
+func TestPodCIDRWriteFails(t *testing.T) {
+	run(t, Options{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/23")}}, func(w *world) {
+		var fails atomic.Int32
+		w.writer.PrependReactor("patch", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
+			if fails.Add(1) > 2 {
+				return false, nil, nil
+			}
+			return true, nil, apierrors.NewInternalError(errors.New("etcd is away"))
+		})
+		for _, n := range []string{"a", "b"} {
+			if _, err := w.user.CoreV1().Nodes().Create(t.Context(), nodeOf(n), metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.pass(time.Second)
+		got := []string{w.node("a").Spec.PodCIDR, w.node("b").Spec.PodCIDR}
+		slices.Sort(got)
+		if !slices.Equal(got, []string{"10.244.0.0/24", "10.244.1.0/24"}) || fails.Load() != 4 {
+			t.Errorf("ranges %v after %d writes", got, fails.Load())
+		}
+	})
+}
+
 func TestConflictingRanges(t *testing.T) {
 	made := func(at int64, cidr string) func(*corev1.Node) {
 		return func(n *corev1.Node) {
