@@ -188,7 +188,8 @@ func TestNodeLife(t *testing.T) {
 		return err
 	})
 	s.has(s.run("get", "node", "vm-1"), "Ready")
-	s.bindMany(300)
+	s.bindMany("one-by-one", 50, 1)
+	s.bindMany("at-once", 300, 8)
 }
 
 // awaitLeft is how long after the last renewal no endpoint of the node was ready any more.
@@ -217,27 +218,37 @@ func (n *playedNode) awaitLeft(slices <-chan watch.Event) time.Duration {
 	}
 }
 
-// bindMany creates pods as fast as the API takes them, and says how long each waited for its node.
-func (s *space) bindMany(count int) {
+// bindMany creates pods by as many clients at once, each of which waits for its pod's node before the next one when it is the
+// only client, and says how long they took to be bound after they were seen.
+func (s *space) bindMany(label string, count, clients int) {
 	s.Helper()
-	w, err := s.client.CoreV1().Pods(s.name).Watch(s.Context(), metav1.ListOptions{LabelSelector: "many"})
+	w, err := s.client.CoreV1().Pods(s.name).Watch(s.Context(), metav1.ListOptions{LabelSelector: label})
 	check(s.T, err)
 	defer w.Stop()
-	began := time.Now()
+	began, next := time.Now(), make(chan struct{}, count)
 	var creating sync.WaitGroup
-	for i := range 8 {
+	defer creating.Wait()
+	for i := range clients {
 		creating.Go(func() {
-			for j := i; j < count; j += 8 {
-				pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("many-%d", j), Labels: map[string]string{"many": ""}},
+			for j := i; j < count; j += clients {
+				pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", label, j), Labels: map[string]string{label: ""}},
 					Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
 				if _, err := s.client.CoreV1().Pods(s.name).Create(s.Context(), pod, metav1.CreateOptions{}); err != nil {
 					s.Error(err)
+					return
+				}
+				if clients == 1 {
+					select {
+					case <-next:
+					case <-time.After(patience):
+						return
+					}
 				}
 			}
 		})
 	}
-	defer creating.Wait()
-	created, waits, on := map[string]time.Time{}, []time.Duration(nil), map[string]int{}
+	seen, on := map[string]time.Time{}, map[string]int{} // pod → when it was seen first; node → pods
+	var waits []time.Duration
 	late := time.After(patience)
 	for len(waits) < count {
 		select {
@@ -246,21 +257,24 @@ func (s *space) bindMany(count int) {
 			if !ok {
 				s.Fatalf("watch: %v", event)
 			}
-			if _, known := created[pod.Name]; !known {
-				created[pod.Name] = time.Now()
+			at, known := seen[pod.Name]
+			if !known {
+				at = time.Now()
+				seen[pod.Name] = at
 			}
-			if at := created[pod.Name]; pod.Spec.NodeName != "" && !at.IsZero() {
+			if pod.Spec.NodeName != "" && !at.IsZero() {
 				waits = append(waits, time.Since(at))
 				on[pod.Spec.NodeName]++
-				created[pod.Name] = time.Time{}
+				seen[pod.Name] = time.Time{} // counted
+				next <- struct{}{}
 			}
 		case <-late:
 			s.Fatalf("%d of %d pods are bound", len(waits), count)
 		}
 	}
 	slices.Sort(waits)
-	s.Logf("%d pods created and bound in %s; seen new → seen bound p50 %s, p99 %s; by node %v",
-		count, time.Since(began), waits[count/2], waits[count*99/100], on)
+	s.Logf("%d pods %s: created and bound in %s; seen new → seen bound p50 %s, p99 %s; by node %v",
+		count, label, time.Since(began), waits[count/2], waits[count*99/100], on)
 	for node, n := range on {
 		if n < count/3-count/10 || n > count/3+count/10 {
 			s.Errorf("%d of %d pods are on %s", n, count, node)
