@@ -28,7 +28,7 @@ func Detach(ctx context.Context, dataDir string, args []string, show func(line s
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return "", folderError(dataDir, err)
 	}
-	log, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return "", folderError(dataDir, err)
 	}

@@ -60,6 +60,13 @@ endpointd exec runs a command inside, endpointd status says how things are.`,
 			}
 			ctx, stop := signalContext(cmd)
 			defer stop()
+			if f.progressFD > 2 {
+				log, err := f.boundedLog(&o)
+				if err != nil {
+					return err
+				}
+				defer log.Close() //nolint:errcheck // what it could not write is lost
+			}
 			if f.detach && f.progressFD == 0 {
 				return f.runDetached(ctx, streams, o)
 			}
@@ -151,6 +158,16 @@ func (f *upFlags) show(streams IO, o *app.UpOptions) {
 		f.next(streams.Out, u.URL, u.Took)
 		return nil
 	}
+}
+
+// boundedLog is for what runs on for long, with nobody who looks at standard error.
+func (f *upFlags) boundedLog(o *app.UpOptions) (io.Closer, error) {
+	log, err := sandbox.OpenLog(sandbox.LogFile(f.dataDir, "up"))
+	if err != nil {
+		return nil, err
+	}
+	o.Logger, err = newLogger(log, f.logLevel, f.logFormat)
+	return log, err
 }
 
 func stepLine(text string, since time.Duration) string {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,7 +56,7 @@ func Start(o Options) (*Sandbox, error) {
 	}
 	defer log.Close() //nolint:errcheck // the child has its own
 	s := &Sandbox{conn: conn, event: o.Event, done: make(chan struct{})}
-	s.cmd = &exec.Cmd{Path: Program(), Args: o.Args, Stdout: log.file, Stderr: log.file, ExtraFiles: []*os.File{file, o.API}, SysProcAttr: insideAttr()}
+	s.cmd = &exec.Cmd{Path: Program(), Args: o.Args, Env: insideEnviron(os.Environ()), Stdout: log.file, Stderr: log.file, ExtraFiles: []*os.File{file, o.API}, SysProcAttr: insideAttr()}
 	s.work.Go(s.serve)
 	err = s.start()
 	_ = file.Close() // the child has its own
@@ -69,6 +70,15 @@ func Start(o Options) (*Sandbox, error) {
 		return nil, fmt.Errorf("tell the inside what to make: %w", err)
 	}
 	return s, nil
+}
+
+// insideEnviron is an environment without what leads out of the sandbox: a proxy could not be reached, and clients inside would
+// ask it for the API.
+func insideEnviron(environ []string) []string {
+	return slices.DeleteFunc(slices.Clone(environ), func(entry string) bool {
+		name, _, _ := strings.Cut(strings.ToUpper(entry), "=")
+		return name == "KUBECONFIG" || strings.HasSuffix(name, "_PROXY")
+	})
 }
 
 // insideAttr: new namespaces, a user namespace too unless we may do without.

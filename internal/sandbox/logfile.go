@@ -23,6 +23,9 @@ type logFile struct {
 	size int64
 }
 
+// OpenLog opens a file that is set aside before it grows too large. Writing to it never fails.
+func OpenLog(path string) (io.WriteCloser, error) { return openLog(path) }
+
 func openLog(path string) (*logFile, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err

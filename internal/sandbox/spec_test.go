@@ -145,3 +145,10 @@ func TestMissing(t *testing.T) {
 		t.Errorf("%q does not say in one line what to do", text)
 	}
 }
+
+func TestInsideEnviron(t *testing.T) {
+	got := insideEnviron([]string{"PATH=/bin", "HTTPS_PROXY=http://proxy", "no_proxy=x", "KUBECONFIG=/mine", "PROXY=kept"})
+	if want := "[PATH=/bin PROXY=kept]"; fmt.Sprint(got) != want {
+		t.Errorf("got %v, want %s", got, want)
+	}
+}

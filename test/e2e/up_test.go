@@ -306,6 +306,28 @@ func TestUpRootless(t *testing.T) {
 	}
 }
 
+// Where namespaces are not allowed, one line says so and what to do; nothing is left.
+func TestUpNotAllowed(t *testing.T) {
+	testkit.Need(t, testkit.Net())
+	dir := filepath.Join(t.TempDir(), "data")
+	// The limit is that of a user namespace of its own, not the machine's.
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", `echo 0 >/proc/sys/user/max_net_namespaces && exec "$0" up --listen 127.0.0.1:0 --data-dir "$1"`, testkit.Binary(t), dir)
+	cmd.SysProcAttr = testkit.AsRootOf(0)
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	var exit *exec.ExitError
+	if err := cmd.Run(); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("%v", err)
+	}
+	const want = "allow them with `sysctl user.max_net_namespaces=10000`\n"
+	if text := errOut.String(); !strings.HasPrefix(text, "endpointd: new namespaces: ") || !strings.HasSuffix(text, want) || strings.Count(text, "\n") != 1 {
+		t.Errorf("%q, want one line that ends with %q", text, want)
+	}
+	if left := processesWith(t, dir); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 // publicDir is a folder that everybody may enter.
 func publicDir(t *testing.T) string {
 	t.Helper()
