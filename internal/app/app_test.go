@@ -216,7 +216,7 @@ func TestErrors(t *testing.T) {
 		want   string
 	}{
 		"folder of another server": {func(o *ServerOptions) { o.DataDir = used },
-			"data folder BASE/used: in use by another endpointd server (pid PID): stop that one, or choose another folder with --data-dir"},
+			"data folder BASE/used: in use by another endpointd (pid PID): stop that one, or choose another folder with --data-dir"},
 		"folder is a file": {func(o *ServerOptions) { o.DataDir = in("file") },
 			"data folder BASE/file: mkdir BASE/file: not a directory: choose another one with --data-dir"},
 		"folder can not be written": {func(o *ServerOptions) { o.DataDir = "/proc/1/endpointd" },

@@ -40,10 +40,19 @@ func openFolder(path string) (*folder, error) {
 	if err != nil {
 		return nil, folderError(path, err)
 	}
+	lock, err := lockFolder(path, "server.lock")
+	if err != nil {
+		return nil, err
+	}
+	return &folder{path: path, lock: lock}, nil
+}
+
+// lockFolder makes a folder with mode 0700 and takes the lock of this name in it.
+func lockFolder(path, name string) (*os.File, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, folderError(path, err)
 	}
-	lock, err := os.OpenFile(filepath.Join(path, "server.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := os.OpenFile(filepath.Join(path, name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, folderError(path, err)
 	}
@@ -51,7 +60,7 @@ func openFolder(path string) (*folder, error) {
 		_ = lock.Close()
 		return nil, folderError(path, err)
 	}
-	return &folder{path: path, lock: lock}, nil
+	return lock, nil
 }
 
 // Close gives the folder back.
@@ -60,7 +69,7 @@ func (f *folder) Close() { _ = f.lock.Close() }
 // errInUse names the process that holds the lock.
 type errInUse struct{ pid string }
 
-func (e errInUse) Error() string { return "in use by another endpointd server (pid " + e.pid + ")" }
+func (e errInUse) Error() string { return "in use by another endpointd (pid " + e.pid + ")" }
 
 func take(lock *os.File) error {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {

@@ -312,6 +312,13 @@ func (a *Agent) Pods() []*corev1.Pod {
 	return slices.Collect(maps.Values(a.shown))
 }
 
+// Keeps reports whether something of the pod is still here.
+func (a *Agent) Keeps(uid types.UID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.workers[uid] != nil
+}
+
 // Lookup finds a pod by name, with its newest status. A static pod has the UID of its processes, not of its mirror.
 func (a *Agent) Lookup(namespace, name string) (*corev1.Pod, bool) {
 	a.mu.Lock()

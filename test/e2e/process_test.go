@@ -73,7 +73,7 @@ func TestRefusesToStart(t *testing.T) {
 		"unknown flag":         {at("new", "--nothing"), []string{"unknown flag: --nothing", "endpointd server --help"}},
 		"wrong value":          {at("new", "--service-cidr", "10.96.0.1/16"), []string{"--service-cidr", "did you mean 10.96.0.0/16?"}},
 		"wrong port range":     {at("new", "--node-port-range", "40000-30000"), []string{"--node-port-range", "FIRST-LAST"}},
-		"folder in use":        {append(listen, "--data-dir", running.DataDir), []string{running.DataDir, fmt.Sprintf("in use by another endpointd server (pid %d)", running.PID), "--data-dir"}},
+		"folder in use":        {append(listen, "--data-dir", running.DataDir), []string{running.DataDir, fmt.Sprintf("in use by another endpointd (pid %d)", running.PID), "--data-dir"}},
 		"port taken":           {at("new", "--listen", running.Listen), []string{running.Listen, "address already in use", "--listen"}},
 		"folder is a file":     {at("file", listen...), []string{in("file"), "not a directory", "--data-dir"}},
 		"unwritable folder":    {append(listen, "--data-dir", "/proc/1/endpointd"), []string{"/proc/1/endpointd", "--data-dir"}},

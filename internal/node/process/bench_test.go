@@ -62,8 +62,28 @@ func BenchmarkPod(b *testing.B) {
 	for name, total := range map[string]time.Duration{"pod": pod, "start": start, "exec": exec, "exit": exit, "remove": remove} {
 		b.ReportMetric(float64(total.Microseconds())/1000/float64(b.N), "ms/"+name)
 	}
+	b.ReportMetric(float64(idleKilobytes(b, r, "Anonymous:")), "kB-anon/idle")
+	b.ReportMetric(float64(idleKilobytes(b, r, "Rss:")), "kB-rss/idle")
 	b.ReportMetric(float64(rss)/float64(b.N), "kB-rss/shim")
 	b.ReportMetric(float64(pss)/float64(b.N), "kB-pss/shim")
+}
+
+// idleKilobytes looks at a pod with one container that nobody has asked anything for a while.
+func idleKilobytes(b *testing.B, r *process.Runtime, field string) int {
+	ctx := context.Background()
+	p, err := r.StartPod(ctx, container.Sandbox{UID: "idle"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := r.Start(ctx, container.Container{Pod: "idle", Name: "main", Args: []string{"sleep", "1000"}}); err != nil {
+		b.Fatal(err)
+	}
+	<-time.After(5 * time.Second)
+	n := kilobytes(b, p.PID, field)
+	if err := r.RemovePod(ctx, "idle"); err != nil {
+		b.Fatal(err)
+	}
+	return n
 }
 
 func kilobytes(b *testing.B, pid int, field string) int {

@@ -151,7 +151,8 @@ func TestExecTerminal(t *testing.T) {
 	}()
 	screen.await(t, "#")
 	for _, step := range []struct{ keys, want string }{
-		{"tty\r", "/dev/pts/0\r\n"}, {"stty size\r", "33 101\r\n"}, {"exec 2>/dev/null; sleep 100\r\x03", "^C"},
+		{"tty\r", "/dev/pts/0\r\n"}, {"stty size\r", "33 101\r\n"},
+		{"echo start-$((1+1)); sleep 100\r", "start-2\r\n"}, {"\x03", "^C\r\n# "},
 	} {
 		if _, err := io.WriteString(keys, step.keys); err != nil {
 			t.Fatal(err)

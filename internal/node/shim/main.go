@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,8 +23,9 @@ const selfExe = "/proc/self/exe"
 type pod struct {
 	bundle   Bundle
 	null     *os.File
-	ownPIDs  *os.File // the process namespace that the shim and its children are in
-	oomScore int      // that of the agent, which containers start from
+	ownPIDs  *os.File    // the process namespace that the shim and its children are in
+	oomScore int         // that of the agent, which containers start from
+	rest     *time.Timer // runs trim when no request has come for a while
 
 	reaping  sync.Mutex                     // held while a child is started and while children are reaped
 	children map[int]chan<- unix.WaitStatus // PID → who waits
@@ -52,7 +54,7 @@ func Main() int {
 		return 1 // the agent died while it started us: nobody knows of this pod
 	}
 	_ = ready.Close()
-	forgetStart()
+	p.rest.Reset(0)
 	fmt.Fprintln(os.Stderr, "serve the pod's socket:", <-failed)
 	return 1
 }
@@ -72,6 +74,7 @@ func setUp() (*os.File, *pod, error) {
 	}
 	p := &pod{
 		children: map[int]chan<- unix.WaitStatus{}, containers: map[string]*box{}, watchers: map[*watcher]struct{}{},
+		rest: time.AfterFunc(restAfter, trim),
 	}
 	if err := json.Unmarshal(data, &p.bundle); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", BundleFile, err)

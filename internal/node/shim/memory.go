@@ -4,13 +4,18 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// forgetStart gives back what starting took and serving does not: the pages of the program that the Go runtime reads once
-// in its checks. They stay in the page cache, where all pods and the agent share them, and are mapped again when they are needed.
-func forgetStart() {
+// restAfter is how long a shim must have been without requests to be trimmed: longer than the pause between two probes, so that
+// none pays for it.
+const restAfter = 3 * time.Second
+
+// trim gives back what was needed for starts and is not for waiting: the pages of the program that were read. They stay in the page
+// cache, where all pods and the agent share them, and are mapped again when they are needed.
+func trim() {
 	maps, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
 		return

@@ -68,6 +68,7 @@ func (c *conn) answer(v any) error {
 func (p *pod) talk(file *os.File) {
 	c := &conn{File: file, in: bufio.NewReaderSize(file, 1<<10)}
 	defer file.Close() //nolint:errcheck // everything was written
+	defer p.rest.Reset(restAfter)
 	line, err := c.in.ReadBytes('\n')
 	if err != nil {
 		return

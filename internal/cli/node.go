@@ -1,0 +1,190 @@
+package cli
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/endpointd/endpointd/internal/app"
+)
+
+// nodeFlags are as given on the command line.
+type nodeFlags struct {
+	kubeconfig, name, dataDir string
+	addrs, podCIDRs, dns      []string
+	labels                    map[string]string
+	domain, manifests, images string
+	listen, cgroup            string
+	drain                     time.Duration
+	logLevel, logFormat       string
+}
+
+func newNode(streams IO) *cobra.Command {
+	var f nodeFlags
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Run and watch the pods of this machine",
+		Long: `Run the node agent: this machine joins a server as a node, and runs and watches the pods that are given to it. Ends with
+SIGTERM or SIGINT; its pods run on, and the next agent takes them over.
+
+A pod is a process of this machine in a network namespace of its own; what an image means is said in a table (--images). Pods with
+runtimeClassName: external run elsewhere, at the address in their annotation endpointd.io/address, and are only probed.
+
+The kubeconfig comes from the server's machine:
+
+  endpointd kubeconfig --node NAME --address ADDRESS --server https://SERVER:6443 --out node.kubeconfig
+
+When the node is registered and its pods are known, one line on standard output says so:
+
+  endpointd node NAME is ready: ADDRESS, pods CIDR`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o, err := f.options(streams)
+			if err != nil {
+				return err
+			}
+			ctx, stop := signalContext(cmd)
+			defer stop()
+			return app.RunNode(ctx, o)
+		},
+	}
+	f.register(cmd)
+	return cmd
+}
+
+func (f *nodeFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API, and as whom")
+	flags.StringVar(&f.name, "name", hostname(), "name of the node")
+	flags.StringVar(&f.dataDir, "data-dir", filepath.Join(dataDir(), "node"), "folder of pods, volumes and logs")
+	flags.StringSliceVar(&f.addrs, "node-ip", nil, "`address` of this node; two, one of each family, for dual stack (default: the one of the default route)")
+	flags.StringSliceVar(&f.podCIDRs, "pod-cidr", nil, "address range of this node's pods; two, one of each family, for dual stack (default: the server gives one)")
+	flags.StringSliceVar(&f.dns, "cluster-dns", nil, "`addresses` of DNS servers for pods (default: this machine's)")
+	flags.StringVar(&f.domain, "cluster-domain", "cluster.local", "what the names of Services end in")
+	flags.StringVar(&f.manifests, "manifests", "", "`folder` of static pods")
+	flags.StringVar(&f.images, "images", "", "`file` that says what images mean: nothing is pulled")
+	flags.StringToStringVar(&f.labels, "node-labels", nil, "`labels` of the node, such as topology.kubernetes.io/zone=a")
+	flags.StringVar(&f.listen, "listen", ":10250", "`address` and port for logs, exec and port-forward (default: the node's address)")
+	flags.StringVar(&f.cgroup, "cgroup", "", "cgroup v2 `folder` for the pods (default: one of the node's name)")
+	flags.DurationVar(&f.drain, "drain-grace", 100*time.Millisecond, "how long a ready pod that is to end goes on before it is told, so that nobody is led there any more")
+	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&f.logFormat, "log-format", "text", "text or json, on standard error")
+}
+
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return strings.ToLower(name)
+}
+
+// options checks everything that can be checked without touching anything.
+func (f *nodeFlags) options(streams IO) (app.NodeOptions, error) {
+	o := app.NodeOptions{
+		Kubeconfig: f.kubeconfig, DataDir: f.dataDir, Name: f.name, Manifests: f.manifests, Images: f.images, Domain: f.domain,
+		Labels: f.labels, Cgroup: f.cgroup, Listen: f.listen, DrainGrace: f.drain, Version: version,
+	}
+	if f.kubeconfig == "" {
+		return o, flagError("kubeconfig", "must be given: make one on the server's machine with endpointd kubeconfig --node NAME")
+	}
+	if problems := validation.IsDNS1123Subdomain(f.name); len(problems) > 0 {
+		return o, flagError("name", "%q: %s", f.name, strings.Join(problems, "; "))
+	}
+	if f.dataDir == "" {
+		return o, flagError("data-dir", "must not be empty")
+	}
+	if f.drain < 0 {
+		return o, flagError("drain-grace", "must not be negative")
+	}
+	if err := checkNodeListen(f.listen); err != nil {
+		return o, err
+	}
+	var err error
+	if o.Addrs, err = parseAddrs("node-ip", f.addrs); err != nil {
+		return o, err
+	}
+	if o.ClusterDNS, err = parseAddrs("cluster-dns", f.dns); err != nil {
+		return o, err
+	}
+	if o.PodCIDRs, err = parseRanges("pod-cidr", f.podCIDRs); err != nil {
+		return o, err
+	}
+	if o.DataDir, err = filepath.Abs(f.dataDir); err != nil {
+		return o, flagError("data-dir", "%w", err)
+	}
+	if o.Logger, err = newLogger(streams.Err, f.logLevel, f.logFormat); err != nil {
+		return o, err
+	}
+	o.Ready = func(addrs []netip.Addr, pods []netip.Prefix) {
+		fmt.Fprintf(streams.Out, "endpointd node %s is ready: %s, pods %s\n", f.name, joined(addrs), joined(pods))
+	}
+	return o, nil
+}
+
+func checkNodeListen(listen string) error {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return flagError("listen", "%q is not HOST:PORT or :PORT, like :10250", listen)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return flagError("listen", "%q: the port must be a number from 1 to 65535", listen)
+	}
+	if host == "" {
+		return nil
+	}
+	if _, err := netip.ParseAddr(host); err != nil {
+		return flagError("listen", "%q: %s is not an IP address", listen, host)
+	}
+	return nil
+}
+
+func parseAddrs(flag string, texts []string) ([]netip.Addr, error) {
+	var addrs []netip.Addr
+	for _, text := range texts {
+		addr, err := netip.ParseAddr(text)
+		if err != nil || addr.Zone() != "" {
+			return nil, flagError(flag, "%q is not an IP address, like 192.0.2.7 or 2001:db8::7", text)
+		}
+		addrs = append(addrs, addr.Unmap())
+	}
+	if flag == "node-ip" && (len(addrs) > 2 || len(addrs) == 2 && addrs[0].Is4() == addrs[1].Is4()) {
+		return nil, flagError(flag, "%s: want one address, or one of each family", strings.Join(texts, ","))
+	}
+	return addrs, nil
+}
+
+func parseRanges(flag string, texts []string) ([]netip.Prefix, error) {
+	var ranges []netip.Prefix
+	for _, text := range texts {
+		r, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, flagError(flag, "%q is not an address range, like 10.244.1.0/24 or fd00:244:0:1::/64", text)
+		}
+		if r != r.Masked() {
+			return nil, flagError(flag, "%s is an address within its range: did you mean %s?", text, r.Masked())
+		}
+		ranges = append(ranges, r)
+	}
+	if len(ranges) > 2 || len(ranges) == 2 && ranges[0].Addr().Is4() == ranges[1].Addr().Is4() {
+		return nil, flagError(flag, "%s: want one range, or one of each address family", strings.Join(texts, ","))
+	}
+	return ranges, nil
+}
+
+func joined[T fmt.Stringer](items []T) string {
+	var texts []string
+	for _, item := range items {
+		texts = append(texts, item.String())
+	}
+	return strings.Join(texts, ",")
+}
