@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/endpointd/endpointd/internal/node/container"
 	"github.com/endpointd/endpointd/internal/node/process"
 )
@@ -230,4 +232,60 @@ func TestEscape(t *testing.T) {
 			nextExit(t, r)
 		}
 	})
+}
+
+// TestReadOnlyMachine has a container on the machine's files that may write to its volume and to memory alone.
+func TestReadOnlyMachine(t *testing.T) {
+	dir, volume := t.TempDir(), t.TempDir()
+	r := newRuntime(t, process.Options{})
+	startPod(t, r, container.Sandbox{})
+	c := shell("for d in " + dir + " " + volume + " /new /dev/shm; do echo x 2>/dev/null > $d/f && echo $d; done; echo x > /dev/null && echo end")
+	c.ReadOnlyRootfs = true
+	c.Mounts = []container.Mount{{Source: volume, Target: volume}, {Source: volume, Target: "/new"}}
+	if _, got := run(t, r, c); got != volume+"\n/new\n/dev/shm\nend\n" {
+		t.Errorf("it could write to %q", got)
+	}
+	if left := listing(t, dir); len(left) != 1 {
+		t.Errorf("files on the machine: %v", left)
+	}
+}
+
+// TestPropagation mounts on the node's side and in the container, and looks from the other.
+func TestPropagation(t *testing.T) {
+	for _, test := range []struct {
+		propagate string
+		down, up  bool
+	}{{"", false, false}, {"HostToContainer", true, false}, {"Bidirectional", true, true}} {
+		t.Run("mode "+test.propagate, func(t *testing.T) {
+			dir := t.TempDir()
+			mountTmpfs(t, dir, "")
+			if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+				t.Fatal(err)
+			}
+			down, up := filepath.Join(dir, "down"), filepath.Join(dir, "up")
+			if err := errors.Join(os.Mkdir(down, 0o755), os.Mkdir(up, 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			r := newRuntime(t, process.Options{})
+			startPod(t, r, container.Sandbox{})
+			c := shell("mount -t tmpfs none /v/up && touch /v/up/seen && echo mounted; sleep 100")
+			c.Privileged = true
+			c.Mounts = []container.Mount{{Source: dir, Target: "/v", Propagate: test.propagate}}
+			start(t, r, c)
+			awaitOutput(t, r, c, "mounted\n")
+			if _, err := os.Stat(filepath.Join(up, "seen")); (err == nil) != test.up {
+				t.Errorf("the node sees the container's mount: %v, want %v", err == nil, test.up)
+			}
+			mountTmpfs(t, down, "")
+			write(t, filepath.Join(down, "seen"), "")
+			if code, _ := execute(t, r, "test", "-e", "/v/down/seen"); (code == 0) != test.down {
+				t.Errorf("the container sees the node's mount: %v, want %v", code == 0, test.down)
+			}
+			if test.up {
+				if err := unix.Unmount(up, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
 }

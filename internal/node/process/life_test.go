@@ -270,3 +270,27 @@ func TestMany(t *testing.T) {
 		t.Errorf("left are %v", left)
 	}
 }
+
+// TestNodeProcesses has a pod in the node's process namespace, with an exec in it.
+func TestNodeProcesses(t *testing.T) {
+	r := newRuntime(t, process.Options{})
+	startPod(t, r, container.Sandbox{HostPID: true, HostNetwork: true})
+	status := start(t, r, shell("sleep 6666 & exec sleep 6666"))
+	_, got := execute(t, r, "sh", "-c", "ls -d /proc/"+fmt.Sprint(os.Getpid())+"; readlink /proc/self/ns/net; ls /proc/self/fd | wc -l")
+	want := fmt.Sprintf("/proc/%d\n%s\n4\n", os.Getpid(), readlink(t, "/proc/self/ns/net")) // the fourth is that of ls
+	if got != want {
+		t.Errorf("exec sees %q, want %q", got, want)
+	}
+	if status.PID == 0 || readlink(t, fmt.Sprintf("/proc/%d/ns/pid", status.PID)) != readlink(t, "/proc/self/ns/pid") {
+		t.Errorf("status is %+v", status)
+	}
+	if err := r.Signal(t.Context(), "uid-1", "main", syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if exit := nextExit(t, r); exit.Signal != 15 || exit.ExitCode != 143 {
+		t.Errorf("exit is %+v", exit)
+	}
+	if n := processes(t, "sleep\x006666"); n != 0 {
+		t.Errorf("%d processes are left of the container that exited", n)
+	}
+}
