@@ -12,7 +12,8 @@
 //   - Nothing is written to etcd past the registries, except the leases under masterleases/ and the node port
 //     range, both through their upstream writers.
 //   - Every answer of /readyz with 200 means: allocators checked, informers synced, CRDs served, default
-//     ServiceCIDR present. Default RBAC roles and the system namespaces follow without gating it.
+//     ServiceCIDR and the namespace of node leases present. Default RBAC roles and the other system namespaces follow
+//     without gating it.
 //   - Anonymous requests reach /livez, /readyz and /healthz and nothing else; the rest is 401 before authorization.
 //   - Authorization is system:masters, the rights of nodes (nodes.go), then RBAC.
 //   - A role that a user edits keeps additions; missing upstream rules are put back at the next start.

@@ -4,6 +4,9 @@ import (
 	"context"
 	"net"
 
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/kubernetes/pkg/controlplane/controller/defaultservicecidr"
@@ -54,8 +57,12 @@ func (b *builder) hooks() error {
 			b.core.allocators.start(ctx, s.spawn)
 			return nil
 		},
-		"storage-readiness":  s.generic.StorageReadinessHook.Hook,
-		"system-namespaces":  background(func(ctx context.Context) { namespaces.Run(ctx.Done()) }),
+		"storage-readiness": s.generic.StorageReadinessHook.Hook,
+		"system-namespaces": func(ctx genericapiserver.PostStartHookContext) error {
+			b.leaseNamespace(ctx)
+			s.spawn(func() { namespaces.Run(ctx.Done()) })
+			return nil
+		},
 		"crd-discovery":      background(func(ctx context.Context) { groups.run(ctx, s.log) }),
 		"rbac-roles":         background(func(ctx context.Context) { roles.reconcile(ctx, b.client, s.log) }),
 		"kubernetes-service": background(func(ctx context.Context) { kubernetes.Start(ctx.Done()) }),
@@ -68,4 +75,13 @@ func (b *builder) hooks() error {
 		kubernetes.Stop()
 		return nil
 	})
+}
+
+// leaseNamespace makes the namespace of nodes' Leases before the server is ready, because agents that wait for it renew theirs
+// at once. When that fails, the controller of system namespaces follows.
+func (b *builder) leaseNamespace(ctx context.Context) {
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: corev1.NamespaceNodeLease}}
+	if _, err := b.client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		b.options.Logger.Debug("namespace of node leases", "component", "apiserver", "err", err)
+	}
 }
