@@ -6,7 +6,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/utils/ptr"
 )
 
 func TestPublished(t *testing.T) {
@@ -45,7 +44,7 @@ func TestPublished(t *testing.T) {
 		"no endpoints":       {service(port("", tcp, 30080)), nil, "[{{tcp 30080} []}]"},
 		"no node port, SCTP": {service(port("a", tcp, 0), port("b", sctp, 30080)), nil, "[]"},
 		"a slice without ports": {
-			service(port("", tcp, 30080)), []*discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{up}, Ports: []discoveryv1.EndpointPort{{Name: ptr.To("")}}}}, "[{{tcp 30080} []}]",
+			service(port("", tcp, 30080)), []*discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{up}, Ports: []discoveryv1.EndpointPort{{Name: new("")}}}}, "[{{tcp 30080} []}]",
 		},
 	} {
 		if got := fmt.Sprint(published(test.service, test.slices)); got != test.want {

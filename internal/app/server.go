@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,8 +66,8 @@ func RunServer(ctx context.Context, o ServerOptions) (err error) {
 	}()
 	client := boundAddress(own) // what clients on this machine use
 	addresses := []netip.Addr{client.Addr()}
-	for i := len(o.Inherited) - 1; i >= 0; i-- {
-		client = boundAddress(o.Inherited[i])
+	for _, l := range slices.Backward(o.Inherited) {
+		client = boundAddress(l)
 		addresses = append(addresses, client.Addr())
 	}
 	names, err := certNames(addresses, o.ServiceCIDRs)

@@ -245,7 +245,10 @@ func (u *up) run(ctx context.Context, listener net.Listener) error {
 	fail(nil)
 	work.Wait()
 	// The caller's end is the reason to stop, not to hurry.
-	return errors.Join(err, box.Stop(context.WithoutCancel(ctx)), sandbox.Clean(u.DataDir))
+	if stopErr := box.Stop(context.WithoutCancel(ctx)); err == nil {
+		err = stopErr
+	}
+	return errors.Join(err, sandbox.Clean(u.DataDir))
 }
 
 // reason is why it ended: nil when the caller wanted it.

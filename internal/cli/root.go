@@ -46,8 +46,7 @@ func Main(args []string, streams IO) int {
 	}
 	// A line is a line, also of joined errors.
 	text := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
-	var exit exitError
-	if errors.As(err, &exit) {
+	if exit, is := errors.AsType[exitError](err); is {
 		if exit.err != nil {
 			fmt.Fprintf(streams.Err, "endpointd: %s\n", text)
 		}

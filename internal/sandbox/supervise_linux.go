@@ -153,8 +153,8 @@ func (e Event) Log(log *slog.Logger) {
 	case EventExited:
 		log.Warn("part ended", "part", e.Name, "how", e.Text, "ran", e.Took.Round(time.Millisecond), "again", e.Again)
 	case EventWarn:
-		log.Warn(e.Text, "part", e.Name)
+		log.Warn("not as it should be", "part", e.Name, "what", e.Text)
 	case EventStep:
-		log.Info(e.Text, "part", e.Name, "took", e.Took.Round(100*time.Microsecond))
+		log.Info("done", "part", e.Name, "what", e.Text, "took", e.Took.Round(100*time.Microsecond))
 	}
 }

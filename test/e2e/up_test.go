@@ -37,6 +37,7 @@ func TestUp(t *testing.T) {
 		{"exec", upExec},
 		{"terminal", upTerminal},
 		{"second up", upSecond},
+		{"pods", upPods},
 		{"node port", upNodePort},
 		{"node port taken", upNodePortTaken},
 		{"node dies", func(t *testing.T, u *testkit.UpProcess) { u.KillPart("node-1"); awaitReady(t, u) }},
@@ -145,6 +146,48 @@ func upSecond(t *testing.T, u *testkit.UpProcess) {
 	awaitReady(t, u)
 }
 
+// webPods are pods that say their name, with a node port.
+const webPods = `{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {replicas: 2, selector: {matchLabels: {app: web}},
+template: {metadata: {labels: {app: web}}, spec: {containers: [{name: web, image: endpointd/echo, ports: [{containerPort: 8080}]}]}}}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 31547}]}}`
+
+// Pods are reached from the outer network, from nodes and, through the node port, from the machine's loopback.
+func upPods(t *testing.T, u *testkit.UpProcess) {
+	kubectl := u.Kubectl()
+	kubectl.WithInput(webPods).Run("apply", "-f", "-")
+	kubectl.Run("wait", "--for=condition=Available", "deployment/web", "--timeout=20s")
+	seen := map[string]bool{}
+	testkit.Await(t, patience, func() error {
+		r, err := http.Get("http://127.0.0.1:31547/")
+		if err != nil {
+			return err
+		}
+		text, err := io.ReadAll(r.Body)
+		check(t, errors.Join(err, r.Body.Close()))
+		name, _, _ := strings.Cut(string(text), "\n")
+		seen[name] = true
+		http.DefaultClient.CloseIdleConnections() // endpoints take turns by connection
+		if len(seen) < 2 {
+			return fmt.Errorf("of two pods %v answered", seen)
+		}
+		return nil
+	})
+	for line := range strings.Lines(kubectl.Run("get", "pods", "-l", "app=web", "-o", `jsonpath={range .items[*]}{.metadata.name} {.status.podIP}{"\n"}{end}`)) {
+		name, address, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if !seen[name] {
+			t.Errorf("%s is not among those that answered: %v", name, seen)
+		}
+		for _, node := range []string{"", "node-1", "node-2"} {
+			script := fmt.Sprintf(`exec 3<>/dev/tcp/%s/8080; printf 'GET / HTTP/1.0\r\n\r\n' >&3; cat <&3`, address)
+			if text := u.Exec(node, "bash", "-c", script); !strings.Contains(text, name) {
+				t.Errorf("pod %s from %q: %q", name, node, text)
+			}
+		}
+	}
+	kubectl.Run("delete", "deployment,service", "web")
+}
+
 // apiService is a Service whose endpoint is the API server, which is there without any pod.
 const apiService = `{apiVersion: v1, kind: Service, metadata: {name: NAME}, spec: {type: NodePort, ports: [{port: 443, targetPort: 6443, nodePort: PORT}]}}
 ---
@@ -232,11 +275,17 @@ func TestUpKilled(t *testing.T) {
 	testkit.Need(t, testkit.Net())
 	cgroups := cgroupsOfUp(t)
 	u := testkit.Up(t, testkit.UpOptions{Nodes: 2})
+	marker := "98765" + strconv.Itoa(os.Getpid()) // seconds that nobody else sleeps
+	u.Kubectl().WithInput(`{apiVersion: v1, kind: Pod, metadata: {name: sleeper}, spec: {containers: [{name: c, image: endpointd/echo, command: [sleep, "`+marker+`"]}]}}`).Run("apply", "-f", "-")
+	u.Kubectl().Run("wait", "--for=condition=Ready", "pod/sleeper", "--timeout=20s")
+	if len(processesWith(t, marker)) == 0 {
+		t.Error("the pod's process is not there")
+	}
 	u.Kill()
 	gone := func() {
 		t.Helper()
 		testkit.Await(t, patience, func() error {
-			if left := processesWith(t, u.DataDir); len(left) > 0 {
+			if left := append(processesWith(t, u.DataDir), processesWith(t, marker)...); len(left) > 0 {
 				return fmt.Errorf("still there: %v", left)
 			}
 			return nil
