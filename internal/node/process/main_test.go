@@ -24,9 +24,15 @@ const (
 	worldUser = "user" // nobody, root of a user namespace in which nothing but user 0 is known
 )
 
+// agentDir has the test binary be an agent that starts pods in this folder until it is killed.
+const agentDir = "PROCESS_TEST_AGENT"
+
 // TestMain runs all tests once in each world that this user can make: none of them touches the machine.
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if dir := os.Getenv(agentDir); dir != "" {
+		os.Exit(beAgent(dir))
+	}
 	if os.Getenv(inside) != "" {
 		if err := settle(); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -106,6 +106,10 @@ func loadPod(r *Runtime, uid string) (*pod, error) {
 	if p.process, err = findShim(p.dir, &p.bundle); err != nil {
 		return nil, err
 	}
+	if p.process != nil && !p.awaitSocket(r.ctx) {
+		p.process.close()
+		p.process = nil
+	}
 	// After the shim was found: what changes from here on comes over its stream.
 	if err := p.loadStates(); err != nil {
 		return nil, err
@@ -116,6 +120,27 @@ func loadPod(r *Runtime, uid string) (*pod, error) {
 		p.alive = true
 	}
 	return p, nil
+}
+
+// awaitSocket waits for a shim that is found while it starts, and says whether it lives. One that is frozen lives: the kernel accepts in its
+// place.
+func (p *pod) awaitSocket(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for {
+		if p.process.ended() {
+			return false
+		}
+		if conn, err := p.dial(ctx); err == nil {
+			_ = conn.Close()
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return true // whatever it does, RemovePod can end it
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 func newPod(r *Runtime, uid string) *pod {

@@ -119,6 +119,9 @@ func (r *Runtime) adopt(uid string) {
 	if errors.Is(err, errNoBundle) {
 		r.logger.Info("removing what is left of a pod that never started", "pod", uid)
 		err = os.RemoveAll(filepath.Join(r.dir, uid))
+		if group := r.podGroup(uid); group != "" {
+			err = errors.Join(err, cgroup.Remove(r.ctx, group))
+		}
 	}
 	if err != nil {
 		r.logger.Warn("a pod's folder cannot be read", "pod", uid, "err", err)
