@@ -60,10 +60,11 @@ type NodeOptions struct {
 
 // agent is what runs on a node. Its parts end in the reverse order.
 type agent struct {
-	o      NodeOptions
-	config *rest.Config         // without limits
-	client kubernetes.Interface // for everything but the lease
-	events record.EventBroadcaster
+	o        NodeOptions
+	config   *rest.Config         // without limits
+	client   kubernetes.Interface // for everything but the lease
+	events   record.EventBroadcaster
+	recorder record.EventRecorder
 
 	processes *process.Runtime
 	runtimes  map[string]container.Runtime
@@ -138,6 +139,7 @@ func (a *agent) connect() error {
 	}
 	a.events = record.NewBroadcaster()
 	a.events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: a.client.CoreV1().Events("")})
+	a.recorder = a.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "endpointd", Host: a.o.Name})
 	return nil
 }
 
@@ -188,12 +190,17 @@ func (a *agent) prepare(ctx context.Context) error {
 	a.probes = prober.New()
 	a.specs, err = podspec.New(podspec.Options{
 		Source: a.objects, Images: images, Dir: filepath.Join(o.DataDir, "volumes"), Node: a.self,
-		ClusterDNS: o.ClusterDNS, ClusterDomain: o.Domain, Logger: o.Logger,
+		ClusterDNS: o.ClusterDNS, ClusterDomain: o.Domain, Event: a.warn, Logger: o.Logger,
 	})
 	if err != nil {
 		return err
 	}
 	return a.pick(ctx)
+}
+
+// warn tells a pod's owner of something that stops nothing.
+func (a *agent) warn(pod *corev1.Pod, reason, message string) {
+	a.recorder.Event(pod, corev1.EventTypeWarning, reason, message)
 }
 
 // register makes the node known and returns its pod ranges.
@@ -268,16 +275,15 @@ func (a *agent) self() *corev1.Node {
 
 // pick builds the part that keeps the pods.
 func (a *agent) pick(ctx context.Context) error {
-	recorder := a.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "endpointd", Host: a.o.Name})
 	a.watchPods()
 	var err error
 	options := node.Options{
-		HostIPs: a.o.Addrs, Client: a.client.CoreV1(), Recorder: recorder, Runtimes: a.runtimes, Network: a.network, Specs: a.specs, Probes: a.probes,
+		HostIPs: a.o.Addrs, Client: a.client.CoreV1(), Recorder: a.recorder, Runtimes: a.runtimes, Network: a.network, Specs: a.specs, Probes: a.probes,
 		Mirror: a.mirror, LastWords: a.lastWords, DrainGrace: a.o.DrainGrace, Logger: a.o.Logger,
 	}
 	if a.o.Manifests != "" {
 		a.static = manifest.New(manifest.Options{
-			Dir: a.o.Manifests, NodeName: a.o.Name, Client: a.client, Node: a.registry.Node, Events: recorder, Logger: a.o.Logger,
+			Dir: a.o.Manifests, NodeName: a.o.Name, Client: a.client, Node: a.registry.Node, Keep: filepath.Join(a.o.DataDir, "manifests"), Events: a.recorder, Logger: a.o.Logger,
 			OnChange: func(pods []*corev1.Pod) { a.node.SetStatic(pods) },
 			Running:  func(uid types.UID) bool { return a.node.Keeps(uid) },
 		})
@@ -294,6 +300,8 @@ func (a *agent) start(ctx context.Context) error {
 	}
 	a.watchNodes()
 	a.run(ctx, "probes", a.probes.Run)
+	a.run(ctx, "routes", a.keepRoutes)
+	a.work.Go(func() { trimMemory(ctx) })
 	a.run(ctx, "objects", a.objects.run)
 	a.run(ctx, "nodes", a.nodes.Run)
 	a.run(ctx, "pods", a.node.Run)
@@ -348,6 +356,24 @@ func (a *agent) watchNodes() {
 			a.setPeers()
 		},
 	})
+}
+
+// routesPeriod is how often routes and tables are compared with what they should be: somebody may have removed them.
+const routesPeriod = 5 * time.Second
+
+func (a *agent) keepRoutes(ctx context.Context) error {
+	tick := time.NewTicker(routesPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if a.nodes.HasSynced() {
+				a.setPeers()
+			}
+		}
+	}
 }
 
 func (a *agent) setPeers() {

@@ -45,6 +45,7 @@ type Specs interface {
 type Probes interface {
 	Add(key prober.Key, spec prober.Spec) error
 	RemoveContainer(uid, container string)
+	Terminate(uid, container string)
 }
 
 // Options of an Agent. All are needed unless a field says otherwise.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -345,16 +346,17 @@ func TestStatesAreSentWhenTheAPIComesBack(t *testing.T) {
 	in(t, func(w *world) {
 		w.create(web)
 		w.find("uid-a", "web", prober.Readiness, prober.Passed)
-		away := true
+		var away atomic.Bool
+		away.Store(true)
 		w.client.PrependReactor("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
-			return away, nil, errors.New("connection refused")
+			return away.Load(), nil, errors.New("connection refused")
 		})
 		w.find("uid-a", "web", prober.Readiness, prober.Failed)
 		w.wait(time.Minute)
 		if ready(w.pod("a")) != corev1.ConditionTrue {
 			t.Fatal("the API is not away")
 		}
-		away = false
+		away.Store(false)
 		w.wait(time.Second)
 		if ready(w.pod("a")) != corev1.ConditionFalse {
 			t.Error("a second after the API came back it does not know that the pod is not ready")
@@ -448,6 +450,21 @@ func TestPodsThatCannotStartSayWhy(t *testing.T) {
 	}
 }
 
+func TestForbiddenSysctlFailsThePod(t *testing.T) {
+	in(t, func(w *world) {
+		w.specs.errs[""] = &podspec.Error{Reason: podspec.ReasonSysctl, Message: "kernel.shm_rmid_forced is not allowed"}
+		w.create(plain)
+		if s := w.pod("a").Status; s.Phase != corev1.PodFailed || s.Reason != "SysctlForbidden" {
+			t.Errorf("status %+v", s)
+		}
+		w.deletePod("a", 30)
+		w.wait(time.Second)
+		if w.exists("a") {
+			t.Error("it does not go")
+		}
+	})
+}
+
 func TestProgramThatCannotBeExecuted(t *testing.T) {
 	in(t, func(w *world) {
 		w.runtime.errs["web"] = &container.StartError{Reason: "RunContainerError", Code: 127, Err: errors.New(`"sevrer" is in no folder of PATH`)}
@@ -463,10 +480,10 @@ func TestProgramThatCannotBeExecuted(t *testing.T) {
 
 func TestPostStartHook(t *testing.T) {
 	in(t, func(w *world) {
-		fail := false
+		var fail atomic.Bool
 		w.runtime.inExec = func(context.Context, container.ExecOptions) (int, error) {
 			<-time.After(3 * time.Second)
-			if fail {
+			if fail.Load() {
 				return 1, nil
 			}
 			return 0, nil
@@ -479,7 +496,7 @@ func TestPostStartHook(t *testing.T) {
 		if got, want := w.log.take(), "0s pod a\n0s start web\n0s exec prepare in web\n3s start next"; got != want {
 			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}
-		fail = true
+		fail.Store(true)
 		w.runtime.exit("uid-a", "web", 0, 0)
 		w.wait(4 * time.Second)
 		w.saw("PostStartHook failed")

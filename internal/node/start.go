@@ -87,8 +87,12 @@ func (w *worker) sandboxFailed(err error) {
 	if errors.As(err, &spec) {
 		reason = spec.Reason
 	}
-	w.retry.failed(time.Now(), firstRetry, maxRetry)
 	w.event(corev1.EventTypeWarning, "", reason, "%v", err)
+	if reason == podspec.ReasonSysctl { // nothing will ever make it right
+		w.seen.failure, w.seen.ended = &failure{reason, spec.Message}, true
+		return
+	}
+	w.retry.failed(time.Now(), firstRetry, maxRetry)
 	for _, name := range w.names() {
 		if s := w.seen.state(name); s.current == nil {
 			s.waiting = failure{reasonCreating, err.Error()}
@@ -237,6 +241,9 @@ func (w *worker) notResolved(c *corev1.Container, s *containerState, err error) 
 	s.retries++
 	s.retryAt = time.Now().Add(pause)
 	w.event(corev1.EventTypeWarning, c.Name, "Failed", "Error: %s: %s", s.waiting.reason, s.waiting.message)
+	if s.waiting.reason == podspec.ReasonImagePull && s.retries > 1 {
+		s.waiting = failure{"ImagePullBackOff", fmt.Sprintf("Back-off pulling image %q: %s: %s", c.Image, s.waiting.reason, s.waiting.message)}
+	}
 }
 
 // notStarted is for a program that could not be executed: an attempt that has ended at once.

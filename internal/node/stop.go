@@ -133,6 +133,7 @@ func (w *worker) stopContainer(name string, now time.Time, grace time.Duration, 
 		return
 	}
 	s.stop = &stopping{withPod: withPod, deadline: now.Add(grace)}
+	w.agent.options.Probes.Terminate(string(w.uid), name)
 	if why == "" {
 		why = "Stopping container " + name
 	}

@@ -460,6 +460,12 @@ func (p *fakeProbes) RemoveContainer(uid, name string) {
 	}
 }
 
+func (p *fakeProbes) Terminate(uid, name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.specs, prober.Key{UID: uid, Container: name, Kind: prober.Liveness})
+}
+
 // find has a probe come to a verdict.
 func (w *world) find(uid, name string, kind prober.Kind, r prober.Result) {
 	w.t.Helper()
