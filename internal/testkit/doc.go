@@ -2,7 +2,7 @@
 //
 // What it is: golden files ([Golden]), waiting without sleeping ([Await]), leaks of goroutines and file
 // descriptors ([Main]), skips that have to be earned ([Need]), and the real program as a child process
-// ([Binary], [Server], [Kubectl]).
+// ([Binary], [Server], [Up], [Kubectl]).
 //
 // In and out: a testing.TB goes in; everything that a function started ends with the test, by process id.
 //

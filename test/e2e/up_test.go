@@ -440,12 +440,13 @@ func machine(t *testing.T) string {
 		check(t, err)
 		fmt.Fprintf(&text, "%s\n%s", file, content)
 	}
+	expiry := regexp.MustCompile(` expires \d+sec`) // of a router's announcement
 	for _, command := range [][]string{{"ip", "route"}, {"ip", "-6", "route"}, {"nft", "list", "ruleset"}} {
 		if _, err := exec.LookPath(command[0]); err != nil {
 			continue // the files say most of it
 		}
 		out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput()
-		fmt.Fprintf(&text, "%v %v\n%s", command, err, out)
+		fmt.Fprintf(&text, "%v %v\n%s", command, err, expiry.ReplaceAll(out, nil))
 	}
 	return text.String()
 }
