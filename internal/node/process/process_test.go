@@ -154,7 +154,7 @@ func TestExit(t *testing.T) {
 			if status.ExitCode != test.code || status.Signal != test.signal || status.State != container.Exited {
 				t.Errorf("exit is %+v, want code %d and signal %d", status, test.code, test.signal)
 			}
-			if status.FinishedAt.Before(status.StartedAt) || status.ID != "process://uid-1/main/0" {
+			if status.FinishedAt.Before(status.StartedAt) || status.ID != "uid-1/main/0" {
 				t.Errorf("odd status: %+v", status)
 			}
 		})

@@ -84,7 +84,7 @@ type Result struct {
 	Error   string          `json:",omitempty"` // it did, and something else went wrong
 }
 
-// ContainerID is unique for ever.
+// ContainerID is unique for ever. The API shows it behind the name of the runtime.
 func ContainerID(pod, name string, attempt int) string {
-	return "process://" + pod + "/" + name + "/" + itoa(attempt)
+	return pod + "/" + name + "/" + itoa(attempt)
 }
