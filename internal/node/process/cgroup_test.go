@@ -79,7 +79,7 @@ func testGroup(t *testing.T) string {
 	if !ok {
 		t.Skip("no cgroup v2")
 	}
-	group, err := os.MkdirTemp(mountpoint, "endpointd-test-")
+	group, err := os.MkdirTemp(mountpoint, "endpointd-test-") //nolint:usetesting // groups are made in one place alone
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, os.ErrInvalid) || err != nil && os.Getenv(inside) == worldUser {
 		t.Skip("this user may not make a cgroup:", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -71,10 +72,10 @@ func TestLogRotation(t *testing.T) {
 			t.Errorf("%s has %d bytes", base+suffix, len(data))
 		}
 		lines := strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
-		for i := len(lines) - 1; i >= 0; i-- {
+		for _, line := range slices.Backward(lines) {
 			var round, number int
-			if _, err := fmt.Sscanf(strings.SplitN(lines[i], " ", 4)[3], "%d %d", &round, &number); err != nil {
-				t.Fatalf("line %q: %v", lines[i], err)
+			if _, err := fmt.Sscanf(strings.SplitN(line, " ", 4)[3], "%d %d", &round, &number); err != nil {
+				t.Fatalf("line %q: %v", line, err)
 			}
 			if (round-1)*1000+number != next {
 				t.Fatalf("line %d of round %d, want line %d", number, round, next)

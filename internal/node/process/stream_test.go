@@ -264,7 +264,9 @@ func TestStuckClient(t *testing.T) {
 	}
 	t.Logf("the container waited %v for its client", time.Since(began))
 	cancel()
-	<-done
+	if err := <-done; err == nil {
+		t.Error("the client that read nothing was not told")
+	}
 }
 
 // blocked takes nothing until its context ends.

@@ -24,6 +24,7 @@ func trim() {
 	if err != nil {
 		return
 	}
+	program = strings.TrimSuffix(program, " (deleted)") // after an upgrade
 	for line := range strings.Lines(string(maps)) {
 		// proc_pid_maps(5): range, permissions, offset, device, inode, path.
 		fields := strings.Fields(line)

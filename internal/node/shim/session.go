@@ -57,7 +57,7 @@ func nested(file, field string) ([]int, error) {
 		return nil, err
 	}
 	var numbers []int
-	for _, text := range strings.Fields(line) {
+	for text := range strings.FieldsSeq(line) {
 		n, err := strconv.Atoi(text)
 		if err != nil {
 			return nil, err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +32,7 @@ func lookUp(name string, env []string, user container.User) (string, error) {
 	}
 	var denied string
 	var deniedErr error
-	for _, dir := range strings.Split(search, ":") {
+	for dir := range strings.SplitSeq(search, ":") {
 		file := path.Join(dir, name)
 		if !strings.Contains(file, "/") {
 			file = "./" + file
@@ -120,8 +121,8 @@ func enterWorkingDir(dir string, user container.User) error {
 
 // lookupEnv gives the last value, as most programs see it.
 func lookupEnv(env []string, name string) (string, bool) {
-	for i := len(env) - 1; i >= 0; i-- {
-		if value, ok := strings.CutPrefix(env[i], name+"="); ok {
+	for _, entry := range slices.Backward(env) {
+		if value, ok := strings.CutPrefix(entry, name+"="); ok {
 			return value, true
 		}
 	}
