@@ -347,6 +347,8 @@ func TestUpRootless(t *testing.T) {
 	if id := u.Exec("node-1", "id", "-u"); id != "0\n" {
 		t.Errorf("uid inside %q", id)
 	}
+	u.Kubectl().WithInput(webPods).Run("apply", "-f", "-")
+	u.Kubectl().Run("wait", "--for=condition=Available", "deployment/web", "--timeout=20s")
 	u.KillPart("node-1")
 	awaitReady(t, u)
 	u.Down()
