@@ -119,7 +119,7 @@ func TestErrorLines(t *testing.T) {
 		{server("--etcd-servers", "ftp://etcd:1"), 2, `--etcd-servers: "ftp://etcd:1" is not http(s)://HOST:PORT or unix:///PATH` + more},
 		{server("--etcd-cafile", "ca.crt"), 2, "--etcd-cafile: has no use without --etcd-servers" + more},
 		{server("--etcd-servers", "https://e:1", "--etcd-certfile", "c"), 2, "--etcd-certfile and --etcd-keyfile: give both or none" + more},
-		{server("--etcd-servers", "https://127.0.0.1:1", "--etcd-cafile", dir+"/ca"), 1, "--etcd-cafile: open DIR/ca: no such file or directory"},
+		{server("--listen", "127.0.0.1:0", "--etcd-servers", "https://127.0.0.1:1", "--etcd-cafile", dir+"/ca"), 1, "--etcd-cafile: open DIR/ca: no such file or directory"},
 		{server("--disable-controllers", "garbage"), 2, `--disable-controllers: no controller "garbage": use endpoints, mirror, workload, binder, nodes` + more},
 		{server("--log-level", "loud"), 2, `--log-level: "loud" is not debug, info, warn or error` + more},
 		{server("--log-format", "xml"), 2, `--log-format: "xml" is not text or json` + more},
