@@ -113,8 +113,8 @@ func (r *root) mimic(dir string) error {
 	trees := make([]int, len(entries))
 	for i, entry := range entries {
 		trees[i] = -1
-		if entry.Type()&os.ModeSymlink != 0 {
-			continue
+		if entry.Type()&(os.ModeSymlink|os.ModeDevice) != 0 {
+			continue // made anew
 		}
 		if trees[i], err = cloneTree(original, entry.Name()); err != nil {
 			return fmt.Errorf("keep %s in sight: %w", path.Join(dir, entry.Name()), err)
@@ -125,13 +125,14 @@ func (r *root) mimic(dir string) error {
 	}
 	for i, entry := range entries {
 		name := path.Join(dir, entry.Name())
-		if trees[i] < 0 {
-			link := make([]byte, unix.PathMax)
-			n, err := unix.Readlinkat(original, entry.Name(), link)
-			if err != nil {
-				return err
+		switch {
+		case entry.Type()&os.ModeDevice != 0:
+			if err := copyDevice(original, entry.Name(), name); err != nil {
+				return fmt.Errorf("keep %s in sight: %w", name, err)
 			}
-			if err := os.Symlink(string(link[:n]), name); err != nil {
+			continue
+		case trees[i] < 0:
+			if err := copyLink(original, entry.Name(), name); err != nil {
 				return err
 			}
 			continue
@@ -145,6 +146,44 @@ func (r *root) mimic(dir string) error {
 		_ = unix.Close(trees[i])
 	}
 	return nil
+}
+
+func copyLink(dir int, entry, name string) error {
+	link := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(dir, entry, link)
+	if err != nil {
+		return err
+	}
+	return os.Symlink(string(link[:n]), name)
+}
+
+// copyDevice makes a node of the same device: /dev has a hundred of them, and a mount each would cost every start
+// milliseconds. Where nodes are not allowed, in a user namespace, it is a mount of the original. A mounted ptmx does not find
+// the terminals in the folder beside it (devpts(5)), so there it is the one of that folder.
+func copyDevice(dir int, entry, name string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, entry, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	err := unix.Mknod(name, st.Mode, int(st.Rdev)) //nolint:gosec // device numbers have 32 bits here
+	if err == nil {
+		return errors.Join(unix.Lchown(name, int(st.Uid), int(st.Gid)), unix.Chmod(name, st.Mode&0o7777))
+	}
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	if entry == "ptmx" {
+		return os.Symlink("pts/ptmx", name)
+	}
+	tree, err := cloneTree(dir, entry)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree) //nolint:errcheck // a descriptor of a mount that is attached or lost
+	if err := makeEntry(name, false); err != nil {
+		return err
+	}
+	return moveTo(tree, unix.AT_FDCWD, name)
 }
 
 // cover mounts an empty file system in memory over dir, with the owner and mode of what is there.
