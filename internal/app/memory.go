@@ -5,6 +5,8 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"github.com/endpointd/endpointd/internal/pages"
 )
 
 // Starting, and every burst of work, leaves garbage that the Go runtime keeps for the next burst: up to as much again as what is
@@ -32,7 +34,7 @@ func worthTrimming(before, now memory, trimmed uint64) bool {
 	return now.held-trimmed > max(trimAtLeast, trimmed/trimPart)
 }
 
-// trimMemory gives memory back whenever the process has become idle, until ctx ends.
+// trimMemory gives memory back whenever the process has become idle, the program's own pages too, until ctx ends.
 func trimMemory(ctx context.Context) {
 	tick := time.NewTicker(trimPeriod)
 	defer tick.Stop()
@@ -47,6 +49,7 @@ func trimMemory(ctx context.Context) {
 		now := lookAtMemory()
 		if worthTrimming(before, now, trimmed) {
 			debug.FreeOSMemory()
+			pages.Drop()
 			now = lookAtMemory()
 			trimmed = now.held
 		}

@@ -179,8 +179,8 @@ func TestOnlyTheStandardLibrary(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own := "github.com/endpointd/endpointd/internal/echo"
-	if got := strings.TrimSpace(string(out)); got != own {
-		t.Errorf("depends on:\n%s\nwant only itself", got)
+	const want = "github.com/endpointd/endpointd/internal/pages\ngithub.com/endpointd/endpointd/internal/echo"
+	if got := strings.TrimSpace(string(out)); got != want {
+		t.Errorf("depends on:\n%s\nwant:\n%s", got, want)
 	}
 }

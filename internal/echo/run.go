@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/endpointd/endpointd/internal/pages"
 )
 
 // ExitError is the code that the process was told to exit with.
@@ -33,7 +35,7 @@ func Main() int {
 	debug.SetMemoryLimit(32 << 20)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	err := run(ctx, os.Args[1:], os.Environ(), os.Stdout, trim)
+	err := run(ctx, os.Args[1:], os.Environ(), os.Stdout, pages.Drop)
 	var told *ExitError
 	switch {
 	case err == nil:

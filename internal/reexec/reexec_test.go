@@ -42,7 +42,7 @@ func heavy(line string) bool {
 		late := slices.Contains([]string{"net", "path/filepath", "runtime/debug", "os/exec", "log"}, path)
 		return late || strings.HasPrefix(path, "net/") || strings.HasPrefix(path, "vendor/") || strings.HasPrefix(path, "log/")
 	}
-	for _, light := range []string{"golang.org/x/sys/unix", module + "reexec", module + "node/container", module + "node/shim"} {
+	for _, light := range []string{"golang.org/x/sys/unix", module + "reexec", module + "node/container", module + "node/shim", module + "pages"} {
 		if path == light || strings.HasPrefix(path, light+"/") {
 			return false
 		}

@@ -14,7 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/endpointd/endpointd/internal/node/shim/cgroup"
+	"github.com/endpointd/endpointd/internal/pages"
 )
+
+// restAfter is how long a shim must have been without requests before it lets go of the program's pages: longer than the pause between
+// two probes, so that none pays for it.
+const restAfter = 3 * time.Second
 
 // selfExe runs what this process runs, also when the file was replaced.
 const selfExe = "/proc/self/exe"
@@ -25,7 +30,7 @@ type pod struct {
 	null     *os.File
 	ownPIDs  *os.File    // the process namespace that the shim and its children are in
 	oomScore int         // that of the agent, which containers start from
-	rest     *time.Timer // runs trim when no request has come for a while
+	rest     *time.Timer // drops the program's pages when no request has come for a while
 
 	reaping  sync.Mutex                     // held while a child is started and while children are reaped
 	children map[int]chan<- unix.WaitStatus // PID → who waits
@@ -73,7 +78,7 @@ func setUp() (*os.File, *pod, error) {
 	}
 	p := &pod{
 		children: map[int]chan<- unix.WaitStatus{}, containers: map[string]*box{}, watchers: map[*watcher]struct{}{},
-		rest: time.AfterFunc(restAfter, trim),
+		rest: time.AfterFunc(restAfter, pages.Drop),
 	}
 	if err := json.Unmarshal(data, &p.bundle); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", BundleFile, err)
