@@ -89,7 +89,7 @@ func RunNode(ctx context.Context, o NodeOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer lock.Close() //nolint:errcheck // it is only held
 	a := &agent{o: o}
 	if err := a.connect(); err != nil {
 		return err

@@ -138,7 +138,7 @@ func getHook(ctx context.Context, url string, headers []corev1.HTTPHeader) error
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
+	defer resp.Body.Close() //nolint:errcheck // the answer is its status
 	if resp.StatusCode >= http.StatusBadRequest {
 		return fmt.Errorf("GET %s: %s", url, resp.Status)
 	}

@@ -233,8 +233,7 @@ func (w *worker) resolve(ctx context.Context, c *corev1.Container, s *containerS
 // notResolved is for what may be right next time: an image that is not in the table, a ConfigMap that is not there.
 func (w *worker) notResolved(c *corev1.Container, s *containerState, err error) {
 	s.waiting = failure{reasonContainerConfigErr, err.Error()}
-	var spec *podspec.Error
-	if errors.As(err, &spec) {
+	if spec, ok := errors.AsType[*podspec.Error](err); ok {
 		s.waiting = failure{spec.Reason, spec.Message}
 	}
 	pause := min(firstRetry<<min(s.retries, 10), maxRetry)

@@ -43,7 +43,7 @@ func status(pod *corev1.Pod, o *observed, f facts, now time.Time) corev1.PodStat
 		ObservedGeneration: pod.Generation,
 		QOSClass:           pod.Status.QOSClass,
 		NominatedNodeName:  pod.Status.NominatedNodeName,
-		Resize:             pod.Status.Resize, //nolint:staticcheck // somebody else's field, kept as it is
+		Resize:             pod.Status.Resize,
 		HostIP:             f.hostIPs[0].String(),
 	}
 	for _, ip := range f.hostIPs {

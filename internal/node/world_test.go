@@ -90,7 +90,7 @@ func (w *world) startAgent() {
 			pod, err := w.user.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 			return pod, err == nil
 		},
-		LastWords: func(_ *corev1.Pod, _ *corev1.Container, _ *container.Status, logFile string) string { return "" },
+		LastWords: func(_ *corev1.Pod, _ *corev1.Container, _ *container.Status, _ string) string { return "" },
 	})
 	if err != nil {
 		w.t.Fatal(err)
