@@ -23,7 +23,17 @@ type bench struct {
 	own          Section // of the server itself
 }
 
-func (b *bench) all(ctx context.Context) (err error) {
+func (b *bench) all(ctx context.Context) error {
+	if slices.ContainsFunc(controllerParts(), b.wants) {
+		if err := b.controllers(ctx); err != nil {
+			return err
+		}
+	}
+	return b.nodesParts(ctx)
+}
+
+// controllers are the parts that compare ours with upstream's, on a server without nodes.
+func (b *bench) controllers(ctx context.Context) (err error) {
 	b.own = Section{Title: "the server with everything on, as it is shipped", Columns: []string{insideName}}
 	defer func() {
 		if len(b.own.Rows) > 0 {
@@ -150,12 +160,8 @@ func (b *bench) startup(ctx context.Context) error {
 // rested is the server's resident memory after a rest, which is not for something to happen but for the garbage
 // collector and the kernel to have their time.
 func (b *bench) rested(ctx context.Context) (memory, error) {
-	rest := time.NewTimer(b.settle)
-	defer rest.Stop()
-	select {
-	case <-rest.C:
-	case <-ctx.Done():
-		return memory{}, ctx.Err()
+	if err := pause(ctx, b.settle); err != nil {
+		return memory{}, err
 	}
 	return b.server.process.memory()
 }

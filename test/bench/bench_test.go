@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -12,16 +11,14 @@ import (
 
 // TestMain lets the test binary be a contender, as the program is.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == childCommand {
-		exit(contenderMain(os.Args[2:]))
-	}
+	child()
 	testkit.Main(m)
 }
 
-// TestShortRun runs all parts at tiny sizes: the report must be complete, and its figures such as can be.
+// TestShortRun runs the controllers' parts at tiny sizes: the report must be complete, and its figures such as can be.
 func TestShortRun(t *testing.T) {
 	testkit.Need(t, testkit.Program("kubectl"))
-	o, err := parse([]string{"-short", "-v=false", "-endpointd", testkit.Binary(t), "-json", t.TempDir() + "/bench.json"})
+	o, err := parse([]string{"-short", "-v=false", "-run", strings.Join(controllerParts(), ","), "-endpointd", testkit.Binary(t), "-json", t.TempDir() + "/bench.json"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +196,7 @@ func TestBadFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"-run", "flip"}, {"-services", "0"}, {"-services", "100,10"}, {"-services", "many"}, {"-services", "9999"},
 		{"-rounds", "0"}, {"-samples", "1"}, {"-starts", "0"},
-		{"-replacements", "0"},
+		{"-replacements", "0"}, {"-pods", "2"}, {"-pods", "601"}, {"-fleets", "0"}, {"-kills", "3"}, {"-kills", "201"}, {"-silences", "0"},
 	} {
 		if _, err := parse(args); err == nil {
 			t.Errorf("%v: accepted", args)

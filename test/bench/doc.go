@@ -9,6 +9,11 @@
 //	memory    the server's resident memory with the largest of these loads, and after a restart
 //	big       the same flips in one Service of all these pods; writes, bytes and CPU of each
 //	replace   all these pods replaced by new ones: seconds, writes, bytes, CPU and memory of the controllers
+//	up        endpointd up with three nodes: exec → all ready, on a new folder and again; down
+//	probes    CPU of 1,000 HTTP probes a second, ours and made as the kubelet makes them
+//	pods      a Deployment of 300 echo servers on three nodes: created → Ready, → in slices; CPU and memory at rest
+//	kills     kill -9 of containers and of whole pods, and DELETE: → left the slice, → back in it
+//	silent    SIGSTOP of an agent: → its endpoints left, → replaced
 //
 // How: a real `endpointd server` (embedded etcd, fsync on) without its own endpoints controllers, and the contenders one
 // after the other as child processes of this program, so that CPU time and memory are told apart by the kernel. They get
@@ -27,6 +32,10 @@
 // back to back. Writes are events of a watch on EndpointSlices and Endpoints, bytes are the protobuf sizes of the objects
 // in them. CPU is the process's CPU clock. A figure is the median over the runs, p99 is that of all samples together, and
 // the spread over the runs says how noisy the machine was.
+//
+// The last five need what endpointd up needs. Processes are found below the agents in /proc; times are from just before the signal is
+// sent until the event is there on this program's watches. Upstream has no part in them: what peers publish of themselves is printed
+// below the table, each with where.
 //
 // Invariants: loads are bounded and end by themselves; children die with this program; everything is on loopback and in
 // one temporary folder.

@@ -21,9 +21,7 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == childCommand {
-		exit(contenderMain(os.Args[2:]))
-	}
+	child()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	o, err := parse(os.Args[1:])
 	if err == nil {
@@ -31,6 +29,19 @@ func main() {
 	}
 	stop()
 	exit(err)
+}
+
+// child ends the process when it was started as a child of this program.
+func child() {
+	if len(os.Args) < 2 {
+		return
+	}
+	switch os.Args[1] {
+	case childCommand:
+		exit(contenderMain(os.Args[2:]))
+	case targetCommand:
+		exit(targetMain())
+	}
 }
 
 func exit(err error) {
@@ -51,9 +62,21 @@ const (
 	partMemory  = "memory"
 	partBig     = "big"
 	partReplace = "replace"
+	partUp      = "up"
+	partProbes  = "probes"
+	partPods    = "pods"
+	partKills   = "kills"
+	partSilent  = "silent"
 )
 
-func parts() []string { return []string{partStartup, partFlips, partMemory, partBig, partReplace} }
+func parts() []string { return append(controllerParts(), nodeParts()...) }
+
+// controllerParts compare the controllers on a server without nodes, nodeParts are of `endpointd up`.
+func controllerParts() []string {
+	return []string{partStartup, partFlips, partMemory, partBig, partReplace}
+}
+
+func nodeParts() []string { return []string{partUp, partProbes, partPods, partKills, partSilent} }
 
 // options are the flags.
 type options struct {
@@ -67,6 +90,10 @@ type options struct {
 	replacements int // rounds of the part replace
 	samples      int // flips of each contender in a round
 	peerSamples  int // flips of upstream in a round of the part big, where each takes long
+	pods         int // of the Deployment on three nodes
+	fleets       int // times that it is made
+	kills        int // containers killed
+	silences     int // nodes frozen
 	settle       time.Duration
 	verbose      bool
 	command      string
@@ -87,6 +114,10 @@ func parse(args []string) (*options, error) {
 	flags.IntVar(&o.replacements, "replacements", 2, "`times` that they take turns in the part replace")
 	flags.IntVar(&o.samples, "samples", 200, "flips of a contender in a round")
 	flags.IntVar(&o.peerSamples, "peer-samples", 70, "flips of upstream in a round of the part big")
+	flags.IntVar(&o.pods, "pods", 300, "pods on three nodes in the parts pods and kills")
+	flags.IntVar(&o.fleets, "fleets", 3, "`times` that they are made, in the part pods")
+	flags.IntVar(&o.kills, "kills", 120, "containers killed; a quarter as many whole pods are killed, and as many deleted")
+	flags.IntVar(&o.silences, "silences", 10, "nodes that fall silent, one after the other")
 	flags.DurationVar(&o.settle, "settle", 10*time.Second, "how long the server rests before its memory is read")
 	flags.BoolVar(&o.verbose, "v", true, "say on standard error what is under way")
 	if err := flags.Parse(args); err != nil {
@@ -95,6 +126,7 @@ func parse(args []string) (*options, error) {
 	if *short {
 		*services, o.starts, o.samples, o.peerSamples, o.settle = "3,6", 1, 20, 20, time.Second
 		o.rounds, o.replacements = 1, 1
+		o.pods, o.fleets, o.kills, o.silences = 18, 1, 8, 1
 	}
 	o.run = strings.Split(*run, ",")
 	for _, part := range o.run {
@@ -114,6 +146,9 @@ func parse(args []string) (*options, error) {
 	}
 	if o.rounds < 1 || o.replacements < 1 || o.samples < 2 || o.peerSamples < 2 || o.starts < 1 {
 		return nil, errors.New("-rounds, -replacements and -starts want at least 1, -samples and -peer-samples at least 2")
+	}
+	if o.pods < upNodes || o.pods > 600 || o.fleets < 1 || o.silences < 1 || o.kills < 4 || o.kills+2*(o.kills/4) > o.pods {
+		return nil, errors.New("-pods wants 3 to 600, -fleets and -silences at least 1, -kills at least 4 and no more than two thirds of the pods")
 	}
 	return o, nil
 }

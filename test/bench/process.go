@@ -27,7 +27,8 @@ type process struct {
 	cmd     *exec.Cmd
 	log     *os.File
 	started time.Time
-	first   chan time.Time // when it printed its first line on standard output; closed with the output
+	until   string         // how the line begins that says that it is ready; "" is any line
+	first   chan time.Time // when it printed that line on standard output; closed with the output
 	done    chan struct{}  // closed when it is gone
 	err     error          // how it ended; valid after done
 }
@@ -35,6 +36,11 @@ type process struct {
 // start runs a program whose standard error goes to a file. The goroutine that starts it stays on its thread until the
 // child is gone: the kernel kills the child when that thread ends, so it never outlives us.
 func start(name, log string, env []string, program string, args ...string) (*process, error) {
+	return startUntil("", name, log, env, program, args...)
+}
+
+// startUntil does the same with a program that says more before the line that begins with until.
+func startUntil(until, name, log string, env []string, program string, args ...string) (*process, error) {
 	file, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
@@ -47,7 +53,7 @@ func start(name, log string, env []string, program string, args ...string) (*pro
 	if err != nil {
 		return nil, err
 	}
-	p := &process{name: name, cmd: cmd, log: file, first: make(chan time.Time, 1), done: make(chan struct{})}
+	p := &process{name: name, until: until, cmd: cmd, log: file, first: make(chan time.Time, 1), done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -73,14 +79,15 @@ func start(name, log string, env []string, program string, args ...string) (*pro
 func (p *process) read(out io.Reader) {
 	defer close(p.first)
 	lines := bufio.NewScanner(out)
-	for n := 0; lines.Scan(); n++ {
-		if n == 0 {
+	for said := false; lines.Scan(); {
+		if !said && strings.HasPrefix(lines.Text(), p.until) {
 			p.first <- time.Now()
+			said = true
 		}
 	}
 }
 
-// ready waits for the first line on standard output and returns when it came.
+// ready waits for the line on standard output that says so, and returns when it came.
 func (p *process) ready(ctx context.Context, longest time.Duration) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
@@ -134,11 +141,19 @@ func (p *process) stop() error {
 
 // cpu is the CPU time that the child has used so far, user and system, in nanoseconds and over all its threads.
 func (p *process) cpu() (time.Duration, error) {
+	used, err := cpuClock(p.cmd.Process.Pid)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", p.name, err)
+	}
+	return used, nil
+}
+
+func cpuClock(pid int) (time.Duration, error) {
 	// As clock_getcpuclockid(3) makes it: the inverted process id, and 2 for the scheduler's own clock.
-	clock := int32(^p.cmd.Process.Pid)<<3 | 2
+	clock := int32(^pid)<<3 | 2 //nolint:gosec // process ids have 22 bits
 	var t unix.Timespec
 	if err := unix.ClockGettime(clock, &t); err != nil {
-		return 0, fmt.Errorf("CPU clock of %s: %w", p.name, err)
+		return 0, fmt.Errorf("CPU clock of process %d: %w", pid, err)
 	}
 	return time.Duration(t.Nano()), nil
 }

@@ -41,12 +41,14 @@ type Section struct {
 
 // A Row is one figure of several contenders.
 type Row struct {
-	Name    string           `json:"name"`
-	Unit    string           `json:"unit"`
-	Values  map[string]Value `json:"values"`
-	Ahead   Ahead            `json:"ahead,omitzero"`
-	Peer    string           `json:"peer,omitempty"` // from the design, where the peer is not in this run
-	Targets []Target         `json:"targets,omitempty"`
+	Name   string           `json:"name"`
+	Unit   string           `json:"unit"`
+	Values map[string]Value `json:"values"`
+	Ahead  Ahead            `json:"ahead,omitzero"`
+	Peer   string           `json:"peer,omitempty"` // from the design, where the peer is not in this run
+	// Published is what peers' own pages say of themselves, each with where; measured elsewhere, so no ratio is made of it.
+	Published string   `json:"published,omitempty"`
+	Targets   []Target `json:"targets,omitempty"`
 	// Sparse rows may lack values, for nothing happened that they could show.
 	Sparse bool `json:"sparse,omitempty"`
 }
@@ -185,6 +187,11 @@ func (r *Report) print(w io.Writer) error {
 		}
 		if err := table.Flush(); err != nil {
 			return err
+		}
+		for _, row := range s.Rows {
+			if row.Published != "" {
+				fmt.Fprintf(w, "  published, %s: %s\n", row.Name, row.Published)
+			}
 		}
 	}
 	return nil
