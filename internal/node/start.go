@@ -32,6 +32,9 @@ const (
 	maxRetry   = 20 * time.Second
 )
 
+// startTimeout bounds a start, so that a runtime or an API that hangs holds up nothing but this attempt.
+const startTimeout = 30 * time.Second
+
 // startSandbox makes the pod's volumes, namespaces and addresses, or leaves nothing.
 func (w *worker) startSandbox(ctx context.Context) error {
 	if w.runtime == nil {
@@ -51,6 +54,8 @@ func (w *worker) startSandbox(ctx context.Context) error {
 		return err
 	}
 	defer release()
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
 	if err := w.agent.options.Specs.Prepare(ctx, w.pod); err != nil {
 		return err
 	}
@@ -189,8 +194,10 @@ func (w *worker) startContainer(ctx context.Context, c *corev1.Container) {
 		return
 	}
 	defer release()
+	limited, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
 	s := w.seen.state(c.Name)
-	spec, err := w.resolve(ctx, c, s)
+	spec, err := w.resolve(limited, c, s)
 	if err != nil {
 		w.notResolved(c, s, err)
 		return
@@ -200,7 +207,7 @@ func (w *worker) startContainer(ctx context.Context, c *corev1.Container) {
 	}
 	spec.Attempt = s.attempts
 	spec.Labels = map[string]string{labelIPs: joinAddrs(w.seen.ips)}
-	status, err := w.runtime.Start(ctx, spec)
+	status, err := w.runtime.Start(limited, spec)
 	if err != nil && !errors.As(err, new(*container.StartError)) {
 		// The sandbox is on its way out, or the agent: whichever it is, it will be seen.
 		s.retries++
