@@ -1,25 +1,27 @@
 #!/usr/bin/env bash
-# The main job in seconds: starts a server in a temporary folder, shows how endpoints follow pods, stops it.
-# Each command is printed before its output. Fails, with the server's log, if the endpoints are not as expected.
+# The main job in seconds: a server and two nodes in a network of their own on this machine, pods that run, a Service that
+# leads to those that are up. Each command is printed before its output. Fails, with the logs, if something is not as expected.
 #
-# No agent runs here, so the script says in the place of one that a pod runs, is ready, or is gone.
+# Needs bash and bin/endpointd, no network, no root where user namespaces are allowed. Leaves nothing behind.
 set -euo pipefail
+export LC_ALL=C
 cd "$(dirname "$0")/.."
 endpointd=$PWD/bin/endpointd
 dir=$(mktemp -d "${TMPDIR:-/tmp}/endpointd-demo.XXXXXX")
-server=
+data=$dir/data
+export HOME=$dir KUBECONFIG=$data/admin.kubeconfig
+jobs=() # pids of what runs in the background
 
-finish() { # however the script ends: no server and no folder stay behind
+finish() { # however the script ends: no process and no folder stay behind
   code=$?
-  if [ -n "$server" ] && kill -0 "$server" 2>/dev/null; then
-    kill -KILL "$server" 2>/dev/null || true
-    wait "$server" 2>/dev/null || true
-  fi
+  trap - EXIT
+  for job in "${jobs[@]}"; do kill "$job" 2>/dev/null || true; done
   if [ $code -ne 0 ]; then
-    printf '\nDEMO FAILED. The end of the log of the server:\n' >&2
-    cat "$dir/out" >&2 || true
-    tail -n 40 "$dir/log" >&2 || true
+    printf '\nDEMO FAILED. Pods, and the end of the logs:\n' >&2
+    timeout 10 "$endpointd" kubectl describe pods >&2 || true
+    tail -n 20 "$data"/logs/*.log >&2 || true
   fi
+  timeout 30 "$endpointd" down --data-dir "$data" --purge >/dev/null 2>&1 || true
   rm -rf "$dir"
   exit $code
 }
@@ -29,8 +31,9 @@ trap 'exit 130' INT TERM
 title() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 fail() { printf 'expected %s\n' "$*" >&2; exit 1; }
 
-# k runs endpointd kubectl and prints the command first; q runs it without a word.
-k() { printf '\n$ endpointd kubectl %s\n' "$(words "$@")"; q "$@"; }
+# run prints an endpointd command and runs it; k does so with kubectl; q is kubectl without a word.
+run() { printf '\n$ endpointd %s\n' "$(words "$@")"; "$endpointd" "$@"; }
+k() { run kubectl "$@"; }
 q() { "$endpointd" kubectl "$@"; }
 words() { # quotes only what a shell would split
   local word out=
@@ -41,106 +44,141 @@ words() { # quotes only what a shell would split
   printf '%s' "${out# }"
 }
 
+# Ready addresses of one EndpointSlice, one a line or in one line.
+readonly ready='{{range .endpoints}}{{if .conditions.ready}}{{index .addresses 0}} {{end}}{{end}}'
+
 # addresses prints the ready addresses of a Service in order, as proxies and DNS see them: from its slices.
 addresses() {
-  q get endpointslices -l "kubernetes.io/service-name=$1" -o 'go-template={{range .items}}{{range .endpoints}}{{if .conditions.ready}}{{index .addresses 0}}{{"\n"}}{{end}}{{end}}{{end}}' |
-    sort | xargs
+  q get endpointslices -l "kubernetes.io/service-name=$1" -o "go-template={{range .items}}$ready{{end}}" | tr ' ' '\n' | sort | xargs
 }
 
-# expect waits until the ready addresses of a Service are as wanted, and fails after ten seconds.
-expect() { # service, addresses in order
-  local service=$1 want=$2 got deadline=$((SECONDS + 10))
-  until got=$(addresses "$service" 2>&1) && [ "$got" = "$want" ]; do
-    [ $SECONDS -lt $deadline ] || fail "endpoints of $service: '$want', got '$got'"
-    sleep 0.05
+# await runs a command until it succeeds, and fails after 20 seconds.
+await() { # what, command
+  local what=$1 deadline=$((SECONDS + 20))
+  shift
+  until "$@"; do
+    [ $SECONDS -lt $deadline ] || fail "$what"
+    sleep 0.02
   done
 }
+has() { [ "$(addresses "$1" 2>&1)" = "$2" ]; }
 
-# status says what an agent would say of a pod: its address, and whether it is ready.
-status() { # pod, address, True or False
-  local ready=${3,}
-  k patch pod "$1" --subresource=status -p "{\"status\":{\"phase\":\"Running\",\"podIP\":\"$2\",\"podIPs\":[{\"ip\":\"$2\"}],\"conditions\":[{\"type\":\"Ready\",\"status\":\"$3\"}],\"containerStatuses\":[{\"name\":\"web\",\"ready\":$ready,\"restartCount\":0,\"image\":\"example.test/web\",\"imageID\":\"\",\"state\":{\"running\":{}}}]}}"
+# watch writes a line each time the web Service's slice changes: when, and the ready addresses.
+watch() {
+  "$endpointd" kubectl get endpointslices -l kubernetes.io/service-name=web --watch -o "go-template=$ready{{\"\n\"}}" 2>/dev/null >"$dir/pipe" &
+  jobs+=($!)
+  while read -r line; do echo "$EPOCHREALTIME $line"; done <"$dir/pipe" >>"$dir/seen" &
+  jobs+=($!)
+}
+seen() { tail -n 1 "$dir/seen" 2>/dev/null | cut -d ' ' -f 2-; } # the newest addresses
+
+# timeline prints what came and went since a moment, in milliseconds after it.
+timeline() { # the moment, the addresses then
+  local at now before=" $2 " old new address
+  while read -r at new; do
+    [ "${at/./}" -ge "${1/./}" ] || continue
+    old=$before before=" $new "
+    now=$(((${at/./} - ${1/./}) / 1000))
+    for address in $old; do case $before in *" $address "*) ;; *) printf '%8d ms  %s leaves\n' $now "$address" ;; esac; done
+    for address in $before; do case $old in *" $address "*) ;; *) printf '%8d ms  %s is an endpoint\n' $now "$address" ;; esac; done
+  done <"$dir/seen"
 }
 
-title "A server in a temporary folder"
-port=$((20000 + RANDOM % 10000))
-while (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((20000 + RANDOM % 10000)); done
-printf '$ endpointd server --data-dir %s --listen 127.0.0.1:%s\n' "$dir/data" "$port"
-"$endpointd" server --data-dir "$dir/data" --listen "127.0.0.1:$port" >"$dir/out" 2>"$dir/log" &
-server=$!
-deadline=$((SECONDS + 30))
-until grep -m 1 '^endpointd is ready:' "$dir/out"; do
-  kill -0 "$server" 2>/dev/null || fail "the server to start, but it ended"
-  [ $SECONDS -lt $deadline ] || fail "the server to be ready within 30 s"
-  sleep 0.02
+# ask sends a line to the echo server at host and port, and prints its answer. It needs nothing but bash.
+ask() { (exec 3<>"/dev/tcp/$1/$2" && echo hello >&3 && read -r -t 5 -u 3 answer && echo "$answer") 2>/dev/null; }
+
+title "A server and two nodes, each a network namespace; nothing of this machine's own network changes"
+[ -x "$endpointd" ] || fail "bin/endpointd: run make build"
+up=(up --nodes 2 --detach --listen 127.0.0.1:0 --data-dir "$data")
+printf '\n$ endpointd %s\n' "$(words "${up[@]}")"
+"$endpointd" "${up[@]}" >"$dir/out" || { cat "$dir/out" >&2; fail "up to succeed"; }
+sed '/^$/,$d' "$dir/out" # without what to try next
+grep -q '^endpointd is ready: ' "$dir/out" || fail "a line that says that all is ready"
+k get nodes -o wide
+
+title "A Deployment of three pods and a Service: each pod is a process with an address of its own"
+k apply -f examples/web.yaml
+k rollout status deployment web --timeout=30s
+three() { [ "$(addresses web | wc -w)" -eq 3 ]; }
+await "three endpoints of web" three
+k get pods -l app=web -o wide
+k get endpointslices -l kubernetes.io/service-name=web
+
+title "Traffic: from a node to the addresses of the pods, and from this machine to the Service's node port"
+for address in $(addresses web); do
+  printf '%s answers: ' "$address"
+  "$endpointd" exec --data-dir "$data" --node node-2 -- bash -c "$(declare -f ask); ask $address 8081" || fail "an answer of $address"
 done
-export HOME=$dir KUBECONFIG=$dir/data/admin.kubeconfig
-k version
+port=$(q get service web -o 'jsonpath={.spec.ports[?(@.name=="tcp")].nodePort}')
+try() { ask 127.0.0.1 "$port"; }
+await "an answer at 127.0.0.1:$port" try >/dev/null
+for _ in 1 2 3; do printf '127.0.0.1:%s answers: %s\n' "$port" "$(try)"; done
 
-title "Two nodes, a Service with the selector run=some-run, and three pods"
-k apply -f examples/nodes.yaml -f examples/some-run.yaml -f examples/some-run-pods.yaml
+title "kill -9 of one pod: its endpoint leaves, a replacement with a new address arrives"
+mkfifo "$dir/pipe"
+watch
+same() { [ "$(seen | tr ' ' '\n' | sort | xargs)" = "$(addresses web)" ]; }
+await "the watch to begin" same
+read -r pod victim <<<"$(q get pods -l app=web -o 'jsonpath={.items[0].metadata.name} {.items[0].status.podIP}')"
+pid=
+for p in /proc/[0-9]*; do
+  [ "$(tr '\0' ' ' 2>/dev/null <"$p/cmdline")" != "endpointd-pod default/$pod " ] || pid=${p#/proc/}
+done
+[ -n "$pid" ] || fail "a process endpointd-pod default/$pod"
+before=$(seen)
+printf '\n$ kill -9 %s  # endpointd-pod default/%s, %s\n' "$pid" "$pod" "$victim"
+killed=$EPOCHREALTIME
+kill -9 "$pid"
+replaced() { local now; now=" $(seen) "; case $now in *" $victim "*) return 1 ;; esac; [ "$(wc -w <<<"$now")" -eq 3 ]; }
+await "a replacement of $victim" replaced
+timeline "$killed" "$before"
+k get pods -l app=web -o wide
+k get events --field-selector "involvedObject.name=$pod" --sort-by=.lastTimestamp
 
-title "The pods become ready, and the Service leads to them"
-status some-run-1 10.1.0.11 True
-status some-run-2 10.1.1.12 True
-status some-run-3 10.1.1.13 True
-expect some-service "10.1.0.11 10.1.1.12 10.1.1.13"
-k get ep
-k get endpointslices
-k describe service some-service
-k describe pods -l run=some-run
-
-title "One pod dies; the one that takes its place has another address"
-k delete pod some-run-2 --force --grace-period=0
-expect some-service "10.1.0.11 10.1.1.13"
-k apply -f examples/some-run-replacement.yaml
-status some-run-4 10.1.0.14 True
-expect some-service "10.1.0.11 10.1.0.14 10.1.1.13"
-k get pods -o wide
-k get ep some-service
-
-title "A pod fails its probe: it stays, but gets no traffic; a headless Service still shows it to its peers"
-k apply -f examples/headless.yaml
-status some-run-3 10.1.1.13 False
-expect some-service "10.1.0.11 10.1.0.14"
-expect some-run-members "10.1.0.11 10.1.0.14 10.1.1.13"
-k get ep some-service some-run-members
-
-title "Something outside the cluster: Endpoints written by hand, mirrored for proxies and DNS"
-k apply -f examples/my-service.yaml
-expect my-service "192.0.2.45"
-k get endpointslices -l kubernetes.io/service-name=my-service -o wide
-k describe service my-service
-
-title "A Deployment: its ReplicaSet makes the pods and replaces them"
-web_pods() { q get pods -l app=web -o name | sort; }
-two_pods() { # waits until the ReplicaSet has made two pods
-  local deadline=$((SECONDS + 15))
-  until [ "$(web_pods | wc -l)" -eq 2 ]; do
-    [ $SECONDS -lt $deadline ] || fail "two pods of deployment web, got: $(web_pods | xargs)"
-    sleep 0.05
+title "A rolling update, with a client that asks all the time"
+client() { # counts answers and failures until the file stop is there
+  local good=0 bad=0
+  until [ -e "$dir/stop" ]; do
+    if try >>"$dir/answers"; then good=$((good + 1)); else bad=$((bad + 1)); fi
+    sleep 0.01
   done
+  echo "$good $bad" >"$dir/count"
 }
-k apply -f examples/deployment.yaml
-two_pods
-mapfile -t web < <(web_pods)
-status "${web[0]#pod/}" 10.1.0.21 True
-status "${web[1]#pod/}" 10.1.0.22 True
-expect web "10.1.0.21 10.1.0.22"
-k delete "${web[0]}" --force --grace-period=0
-expect web "10.1.0.22"
-two_pods
-replacement=$(web_pods | grep -v -x -F "${web[1]}")
-status "${replacement#pod/}" 10.1.0.23 True
-expect web "10.1.0.22 10.1.0.23"
-k get deployment,replicaset,pods -l app=web -o wide
-k get ep web
+before=$(seen) began=$EPOCHREALTIME
+client &
+jobs+=($!)
+client=$!
+k set env deployment/web RELEASE=2
+k rollout status deployment web --timeout=60s
+renewed() { local a now; now=" $(seen) "; for a in $before; do case $now in *" $a "*) return 1 ;; esac; done; [ "$(wc -w <<<"$now")" -eq 3 ]; }
+await "three new endpoints" renewed
+touch "$dir/stop"
+wait "$client"
+timeline "$began" "$before"
+read -r good bad <"$dir/count"
+printf '%s requests were answered, by %s pods; %s were not\n' "$good" "$(cut -d ' ' -f 1 "$dir/answers" | sort -u | wc -l)" "$bad"
+[ "$bad" -eq 0 ] || fail "an answer to every request"
 
-title "The server stops"
-printf '$ kill -TERM %s\n' "$server"
-kill -TERM "$server"
-code=0
-wait "$server" || code=$?
-server=
-[ $code -eq 0 ] || fail "exit code 0 on SIGTERM, got $code"
-echo "exit code 0; removing $dir"
+title "A virtual machine: nothing is started, probes alone decide (here a process beside the server stands in for it)"
+k apply -f examples/vm.yaml
+"$endpointd" exec --data-dir "$data" -- "$endpointd" endpointd-echo --http :9376 --tcp none >/dev/null 2>&1 &
+jobs+=($!)
+vm=$!
+await "the virtual machine as an endpoint" has database 10.200.0.1
+k get endpointslices -l kubernetes.io/service-name=database
+kill "$vm"
+printf '\n$ kill %s  # the stand-in\n' "$vm"
+await "the virtual machine to leave" has database ""
+k get pod database-vm
+
+title "Something outside: Endpoints written by hand, mirrored for proxies and DNS"
+k apply -f examples/my-service.yaml
+await "the mirror of my-service" has my-service 192.0.2.45
+k get endpointslices -l kubernetes.io/service-name=my-service
+
+title "How it is, and the end"
+run status --data-dir "$data"
+run down --data-dir "$data" --purge
+[ ! -e "$data" ] || fail "no data folder after down --purge"
+if "$endpointd" status --data-dir "$data" >/dev/null 2>&1; then fail "nothing to run after down"; fi
+printf '\nDone: no process, namespace or file is left.\n'

@@ -30,10 +30,13 @@ func script(t *testing.T, text string) string {
 	return string(out)
 }
 
-// TestReadme runs the commands of the README's main job. Between the lines there is only the wait that a person's hands are.
+// TestReadme runs the commands of the README's main job, with a folder and a port of the test's own. Between the lines
+// there is only the wait that a person's hands are.
 func TestReadme(t *testing.T) {
 	t.Parallel()
+	testkit.Need(t, testkit.Net())
 	testkit.Need(t, testkit.Program("kubectl"))
+	testkit.Need(t, testkit.Program("curl"))
 	root, err := testkit.Root()
 	check(t, err)
 	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
@@ -44,35 +47,35 @@ func TestReadme(t *testing.T) {
 	}
 	section, _, _ = strings.Cut(section, "\n## ")
 	var commands strings.Builder
-	const server = "bin/endpointd server "
-	started := false
+	const up = "bin/endpointd up "
 	for line := range strings.Lines(section) {
 		command, isCommand := strings.CutPrefix(line, "    ")
 		if !isCommand || strings.HasPrefix(command, "make build") {
 			continue
 		}
-		if strings.HasPrefix(command, server) {
-			started = true
-			command = strings.Replace(command, " &", " >$DIR.log 2>&1 &", 1) +
-				"pid=$!; trap 'kill -KILL $pid 2>/dev/null || true' EXIT\n" +
-				"until grep -q 'endpointd is ready' $DIR.log; do kill -0 $pid; sleep 0.02; done\n"
-		}
 		switch { // the endpoints follow within milliseconds, kubectl within tens of them
-		case strings.HasPrefix(command, "kubectl get ep some-service"):
-			command = "kubectl wait endpoints/some-service --for=jsonpath='{.subsets[0].addresses[0].ip}'=10.1.0.11 --timeout=20s\n" + command
+		case strings.HasPrefix(command, up):
+			command = strings.Replace(command, up, up+"--listen 127.0.0.1:0 ", 1) +
+				"trap 'bin/endpointd down --data-dir /tmp/endpointd >/dev/null 2>&1 || true' EXIT\n"
 		case strings.HasPrefix(command, "kubectl apply -f examples/my-service.yaml"):
 			command += "until kubectl get endpointslices -l kubernetes.io/service-name=my-service -o name | grep -q .; do :; done\n"
 		}
 		commands.WriteString(command)
 	}
-	if !started {
-		t.Fatalf("no %q in the README", server)
+	for _, want := range []string{up, "bin/endpointd down "} {
+		if !strings.Contains(commands.String(), want) {
+			t.Fatalf("no %q in the README", want)
+		}
 	}
 	dir := filepath.Join(t.TempDir(), "data")
-	text := strings.NewReplacer("/tmp/endpointd", dir, "127.0.0.1:6443", freePort(t)).Replace(commands.String())
-	out := script(t, "DIR="+dir+"\n"+text+"\nwait $pid")
-	for _, want := range []string{"some-service 10.1.0.11:8080", "Endpoints: 10.1.0.11:8080", "192.0.2.45"} {
-		if !strings.Contains(squeeze(out), want) {
+	out := squeeze(script(t, strings.ReplaceAll(commands.String(), "/tmp/endpointd", dir)))
+	for _, want := range []string{
+		"endpointd is ready: https://127.0.0.1:", "node-2 Ready",
+		"client: 10.200.0.12:", "some-run-1", // an answer of the pod to a client on node-2
+		"database-vm condition met", "10.200.0.1", "192.0.2.45",
+		dir + ": ended",
+	} {
+		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in\n%s", want, out)
 		}
 	}
@@ -81,7 +84,8 @@ func TestReadme(t *testing.T) {
 // TestDemo runs what make demo runs; it checks its own results.
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	if out := script(t, "hack/demo.sh"); !strings.Contains(out, "exit code 0") {
+	testkit.Need(t, testkit.Net())
+	if out := script(t, "hack/demo.sh"); !strings.Contains(out, "Done: no process, namespace or file is left.") {
 		t.Errorf("the demo ended with\n%s", out)
 	}
 }
