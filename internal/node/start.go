@@ -288,6 +288,7 @@ func (w *worker) exited(status container.Status) {
 	}
 	w.unprobe(c)
 	status.Message = w.lastWords(c, &status)
+	counted := s.ready
 	s.current, s.stop, s.hooking, s.ready = &status, nil, false, false
 	if status.ExitCode != 0 && w.end == nil {
 		how := fmt.Sprintf("exited with code %d", status.ExitCode)
@@ -300,6 +301,9 @@ func (w *worker) exited(status container.Status) {
 		w.event(corev1.EventTypeWarning, c.Name, "Exited", "Container %s %s", c.Name, how)
 	}
 	w.backOff(c, s)
+	if counted && w.end == nil && restarts(w.pod, c, status.ExitCode) {
+		w.report() // endpoints do not wait until it runs again
+	}
 }
 
 // lastWords is the termination message (core/v1 Container.terminationMessagePolicy).
@@ -316,11 +320,13 @@ func (w *worker) sandboxDied(ctx context.Context) {
 		return
 	}
 	now := time.Now()
+	counted := false
 	for _, name := range w.names() {
 		s := w.seen.state(name)
 		if !s.running() {
 			continue
 		}
+		counted = counted || s.ready
 		gone := *s.current
 		gone.State, gone.FinishedAt, gone.ExitCode, gone.Signal, gone.PID = container.Exited, now, 137, 9, 0
 		s.current, s.stop, s.hooking, s.ready = &gone, nil, false, false
@@ -329,6 +335,9 @@ func (w *worker) sandboxDied(ctx context.Context) {
 	w.seen.sandbox = false
 	if w.end != nil || plan(w.pod, &w.seen, now).over {
 		return
+	}
+	if counted {
+		w.report() // endpoints do not wait until it is made anew
 	}
 	w.event(corev1.EventTypeNormal, "", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
 	w.forgetSandbox(ctx)
