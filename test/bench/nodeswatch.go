@@ -2,23 +2,20 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
 )
 
 // fleetView is what a consumer of the API sees of pods, their endpoints and nodes.
 type fleetView struct {
-	stop    context.CancelFunc
-	running sync.WaitGroup
+	stop func()
 
 	mu     sync.Mutex                 // guards what follows
 	slices map[string][]shownEndpoint // slice → its ready endpoints
@@ -26,7 +23,6 @@ type fleetView struct {
 	pods   map[string]seenPod         // pod → how its object is
 	nodes  map[string]bool            // node → it is Ready
 	waits  []*wait
-	err    error
 }
 
 type shownEndpoint struct{ pod, address string }
@@ -42,70 +38,55 @@ type seenPod struct {
 type wait struct {
 	what string
 	true func() bool    // called with the view's lock
-	at   chan time.Time // one value; closed when there will be none
+	at   chan time.Time // one value
 }
 
+// viewFleet watches by informers: when the server ends a watch that a busy machine was too slow for, they go on with another.
 func viewFleet(ctx context.Context, client kubernetes.Interface) (*fleetView, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	v := &fleetView{stop: cancel, slices: map[string][]shownEndpoint{}, ready: map[string]string{}, pods: map[string]seenPod{}, nodes: map[string]bool{}}
-	timeout := watchTime
-	o := metav1.ListOptions{TimeoutSeconds: &timeout} // without a version a watch begins with all that is there
-	for _, open := range []func() (watch.Interface, error){
-		func() (watch.Interface, error) { return client.DiscoveryV1().EndpointSlices(namespace).Watch(ctx, o) },
-		func() (watch.Interface, error) { return client.CoreV1().Pods(namespace).Watch(ctx, o) },
-		func() (watch.Interface, error) { return client.CoreV1().Nodes().Watch(ctx, o) },
+	v := &fleetView{slices: map[string][]shownEndpoint{}, ready: map[string]string{}, pods: map[string]seenPod{}, nodes: map[string]bool{}}
+	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(namespace), informers.WithTransform(stripManagedFields))
+	v.stop = func() { cancel(); factory.Shutdown() }
+	for _, informer := range []cache.SharedIndexInformer{
+		factory.Discovery().V1().EndpointSlices().Informer(), factory.Core().V1().Pods().Informer(), factory.Core().V1().Nodes().Informer(),
 	} {
-		w, err := open()
+		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(object any) { v.take(time.Now(), object, false) },
+			UpdateFunc: func(_, object any) { v.take(time.Now(), object, false) },
+			DeleteFunc: func(object any) {
+				if unknown, ok := object.(cache.DeletedFinalStateUnknown); ok {
+					object = unknown.Obj
+				}
+				v.take(time.Now(), object, true)
+			},
+		})
 		if err != nil {
-			v.close()
+			cancel()
 			return nil, err
 		}
-		v.running.Go(func() {
-			defer w.Stop()
-			for event := range w.ResultChan() {
-				v.take(time.Now(), event)
-			}
-			if ctx.Err() == nil {
-				v.fail(errors.New("a watch ended"))
-			}
-		})
+	}
+	factory.Start(ctx.Done())
+	for kind, ok := range factory.WaitForCacheSync(ctx.Done()) {
+		if !ok {
+			v.close()
+			return nil, fmt.Errorf("list %v: %w", kind, ctx.Err())
+		}
 	}
 	return v, nil
 }
 
-func (v *fleetView) close() {
-	v.stop()
-	v.running.Wait()
-}
+func (v *fleetView) close() { v.stop() }
 
-func (v *fleetView) fail(err error) {
+func (v *fleetView) take(at time.Time, object any, deleted bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.failLocked(err)
-}
-
-func (v *fleetView) failLocked(err error) {
-	v.err = errors.Join(v.err, err)
-	for _, w := range v.waits {
-		close(w.at)
-	}
-	v.waits = nil
-}
-
-func (v *fleetView) take(at time.Time, event watch.Event) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	deleted := event.Type == watch.Deleted
-	switch o := event.Object.(type) {
+	switch o := object.(type) {
 	case *discovery.EndpointSlice:
 		v.putSlice(o, deleted)
 	case *corev1.Pod:
 		v.putPod(at, o, deleted)
 	case *corev1.Node:
 		v.nodes[o.Name] = !deleted && hasCondition(o.Status.Conditions)
-	default:
-		v.failLocked(apierrors.FromObject(event.Object))
-		return
 	}
 	kept := v.waits[:0]
 	for _, w := range v.waits {
@@ -171,10 +152,6 @@ func (v *fleetView) when(what string, is func() bool) *wait {
 	w := &wait{what: what, true: is, at: make(chan time.Time, 1)}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.err != nil {
-		close(w.at)
-		return w
-	}
 	v.waits = append(v.waits, w)
 	return w
 }
@@ -184,12 +161,7 @@ func (v *fleetView) seen(ctx context.Context, w *wait, longest time.Duration) (t
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
 	select {
-	case at, ok := <-w.at:
-		if !ok {
-			v.mu.Lock()
-			defer v.mu.Unlock()
-			return at, fmt.Errorf("wait for %s: %w", w.what, v.err)
-		}
+	case at := <-w.at:
 		return at, nil
 	case <-ctx.Done():
 		v.mu.Lock()
