@@ -542,6 +542,13 @@ func TestExternalPod(t *testing.T) {
 		if got := w.pod("a").Status.PodIP; got != "192.0.2.8" {
 			t.Errorf("address %s", got)
 		}
+		if ready(w.pod("a")) != corev1.ConditionFalse {
+			t.Error("ready at an address where it was never seen")
+		}
+		w.find("uid-a", "web", prober.Readiness, prober.Passed)
+		if ready(w.pod("a")) != corev1.ConditionTrue {
+			t.Error("not ready at its new address")
+		}
 		before := w.pod("a").ResourceVersion
 		w.stopAgent()
 		w.startAgent()

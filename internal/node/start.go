@@ -163,6 +163,24 @@ func (w *worker) externalAddresses() []netip.Addr {
 	return addrs
 }
 
+// moveExternal follows an edit of the annotation: where the workload is now, it is probed anew, and not ready before.
+func (w *worker) moveExternal() {
+	was, now := w.seen.ips, w.externalAddresses()
+	w.seen.ips = now
+	if slices.Equal(was, now) {
+		return
+	}
+	for _, name := range w.names() {
+		s, c := w.seen.state(name), lookup(w.pod, name)
+		if !s.running() {
+			continue
+		}
+		w.unprobe(c)
+		s.ready = c.ReadinessProbe == nil
+		w.probe(c, s, restored{known: true, started: s.startup})
+	}
+}
+
 // refreshPeriod is how often the volumes of ConfigMaps, Secrets and tokens are compared with their objects.
 const refreshPeriod = 5 * time.Second
 

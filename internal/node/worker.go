@@ -146,7 +146,7 @@ func (w *worker) keep(ctx context.Context, now time.Time) time.Time {
 		w.retry = retry{}
 	}
 	if w.class == ClassExternal {
-		w.seen.ips = w.externalAddresses()
+		w.moveExternal()
 	}
 	wake = soonest(wake, w.refresh(ctx, now))
 	d := plan(w.pod, &w.seen, now)
