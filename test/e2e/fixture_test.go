@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -33,6 +34,9 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == helperArg {
+		os.Exit(helper(os.Args[2:]))
+	}
 	// client-go reports every connection that breaks; here they are broken on purpose.
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	testkit.Main(m)
