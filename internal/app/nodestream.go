@@ -23,6 +23,7 @@ import (
 	"github.com/endpointd/endpointd/internal/node/container"
 	"github.com/endpointd/endpointd/internal/node/logs"
 	"github.com/endpointd/endpointd/internal/node/stream"
+	"github.com/endpointd/endpointd/internal/node/usage"
 )
 
 // openNodeFolder makes the agent's folder and locks it: two agents would take each other's pods for their own.
@@ -37,6 +38,7 @@ func (a *agent) streams() (stream.Options, error) {
 	return stream.Options{
 		Pods: podsOf{a}, Runtime: podsOf{a}, TLS: config, Logger: a.o.Logger,
 		Authorize: stream.Review(a.o.Name, a.client.AuthorizationV1().SubjectAccessReviews()),
+		Stats:     usage.New(usage.Options{Node: a.o.Name, Pods: a.processes.Pods, Cgroup: a.cgroup()}).Stats,
 	}, nil
 }
 
