@@ -29,6 +29,7 @@ func Rules() []Rule {
 		{"file-size", func(t *Tree) []Finding { return fileSizes(t, longFiles()) }},
 		{"line-links", lineLinks},
 		{"test-sleep", testSleeps},
+		{"init", inits},
 		{"registry-host", registryHosts},
 		{"import-testkit", testSupport},
 	}

@@ -126,6 +126,33 @@ func testSleeps(t *Tree) []Finding {
 	return sorted(found)
 }
 
+// inits refuses func init but in the places that need it before main, and says why they do.
+func inits(t *Tree) []Finding {
+	allowed := map[string]string{ // folder → reason
+		"internal/reexec":               "a pod's process takes over before Kubernetes initialises",
+		"internal/reexec/late":          "the echo server does so as soon as package net can",
+		"internal/apiserver/etcd/quiet": "a logger of etcd is made while Kubernetes initialises",
+	}
+	var found []Finding
+	for _, pkg := range t.Packages {
+		if _, ok := allowed[pkg.Dir]; ok {
+			continue
+		}
+		for _, file := range pkg.Files {
+			if slices.ContainsFunc(file.AST.Decls, isInit) {
+				found = append(found, findingf(file.Path, "func init runs in every process of endpointd, also in those that stand for "+
+					"a pod, in an order that nobody reads; call it from where it is needed"))
+			}
+		}
+	}
+	return sorted(found)
+}
+
+func isInit(d ast.Decl) bool {
+	f, ok := d.(*ast.FuncDecl)
+	return ok && f.Recv == nil && f.Name.Name == "init"
+}
+
 // importName returns the name under which a file knows a standard package, or "".
 func importName(f *File, path string) string {
 	for _, spec := range f.AST.Imports {
