@@ -16,7 +16,7 @@ finish() { # however the script ends: no process and no folder stay behind
   code=$?
   trap - EXIT
   for job in "${jobs[@]}"; do kill "$job" 2>/dev/null || true; done
-  if [ $code -ne 0 ]; then
+  if [ $code -ne 0 ] && [ $code -ne 130 ]; then # 130: somebody pressed Ctrl-C
     printf '\nDEMO FAILED. Pods, and the end of the logs:\n' >&2
     timeout 10 "$endpointd" kubectl describe pods >&2 || true
     tail -n 20 "$data"/logs/*.log >&2 || true
