@@ -52,6 +52,8 @@ type core struct {
 	certs          Certs
 	allocators     *allocators
 	bound          *boundPods // gets the stores of Pods and Nodes
+
+	connections nodeConnections // set with the stores
 }
 
 func (c *core) GroupName() string { return api.GroupName }
@@ -92,7 +94,8 @@ func (c *core) workloadStorage(g generic.RESTOptionsGetter, s map[string]rest.St
 	if err != nil {
 		return err
 	}
-	pods, err := podstore.NewStorage(g, nodeConnections{nodes.KubeletConnectionInfo}, transport, noDisruptionBudgets{}, c.authorizer)
+	c.connections = nodeConnections{nodes.KubeletConnectionInfo}
+	pods, err := podstore.NewStorage(g, c.connections, transport, noDisruptionBudgets{}, c.authorizer)
 	if err != nil {
 		return err
 	}

@@ -115,7 +115,10 @@ func start(dir, listen string, on *fixture, change func(*Options)) (*fixture, er
 func (f *fixture) options(listener net.Listener) Options {
 	return Options{
 		Listener: listener, Etcd: EtcdOptions{Servers: f.etcd.Endpoints()},
-		Certs:        Certs{CAFile: f.files.CACert, ServerCertFile: f.files.ServerCert, ServerKeyFile: f.files.ServerKey, ServiceAccountKeyFile: f.files.ServiceAccountKey},
+		Certs: Certs{
+			CAFile: f.files.CACert, ServerCertFile: f.files.ServerCert, ServerKeyFile: f.files.ServerKey, ServiceAccountKeyFile: f.files.ServiceAccountKey,
+			NodeClientCertFile: f.files.NodeClientCert, NodeClientKeyFile: f.files.NodeClientKey,
+		},
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")},
 		Logger:       slog.New(slog.NewTextHandler(f.log, nil)),
 	}

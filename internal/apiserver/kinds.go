@@ -44,7 +44,8 @@ type provider interface {
 }
 
 // served lists the group versions of the API. Of core/v1 only what core.newStorage builds is there; of the others
-// everything upstream has in that version. All are GA: a beta API would come and go with upstream releases.
+// everything upstream has in that version. All are GA: a beta API would come and go with upstream releases. What is not stored
+// is not listed: metrics.k8s.io/v1beta1, which is all that kubectl top knows before 1.37.
 func served() *serverstorage.ResourceConfig {
 	rc := serverstorage.NewResourceConfig()
 	rc.EnableVersions(
@@ -74,5 +75,6 @@ func (b *builder) providers() []provider {
 		rbacrest.RESTStorageProvider{Authorizer: authz},
 		appsrest.StorageProvider{},
 		eventsrest.RESTStorageProvider{TTL: eventTTL},
+		&metricsProvider{core: b.core, log: b.options.Logger},
 	}
 }

@@ -21,8 +21,14 @@ import (
 	"github.com/endpointd/endpointd/internal/apiserver/pki"
 )
 
-// kubeletOf serves a node's port at 127.0.0.1 with a certificate for addr, and has the Node state it.
+// kubeletOf is an agent that has logs.
 func kubeletOf(t *testing.T, name, addr string) {
+	t.Helper()
+	agentOf(t, name, addr, func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "log of", r.URL.Path) })
+}
+
+// agentOf serves a node's port at 127.0.0.1 with a certificate for addr, and has the Node state it.
+func agentOf(t *testing.T, name, addr string, handler http.HandlerFunc) {
 	t.Helper()
 	text, err := pki.NodeKubeconfig(filepath.Dir(shared.files.CACert), "https://"+shared.addr, pki.Node{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}})
 	if err != nil {
@@ -36,8 +42,8 @@ func kubeletOf(t *testing.T, name, addr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "log of", r.URL.Path) }))
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	server := httptest.NewUnstartedServer(handler)
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS12}
 	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // the handshakes that are to fail
 	server.StartTLS()
 	t.Cleanup(server.Close)

@@ -33,7 +33,13 @@ func (b *builder) openAPI() error {
 	definitions := func(ref common.ReferenceCallback) map[string]common.OpenAPIDefinition {
 		return reachable(all(ref), roots)
 	}
-	namer := openapinamer.NewDefinitionNamer(legacyscheme.Scheme, apiextensions.Scheme)
+	schemes := []*runtime.Scheme{legacyscheme.Scheme, apiextensions.Scheme}
+	for _, group := range b.groups {
+		if !slices.Contains(schemes, group.Scheme) {
+			schemes = append(schemes, group.Scheme)
+		}
+	}
+	namer := openapinamer.NewDefinitionNamer(schemes...)
 	bearer := spec.SecuritySchemeProps{Type: "apiKey", Name: "authorization", In: "header", Description: "Bearer Token authentication"}
 
 	v2 := genericapiserver.DefaultOpenAPIConfig(definitions, namer)

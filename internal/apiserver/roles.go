@@ -10,12 +10,15 @@ import (
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/wait"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
+
+	"github.com/endpointd/endpointd/internal/apiserver/top"
 )
 
 // roles are the default ClusterRoles and their bindings.
@@ -48,12 +51,24 @@ func defaultRoles(served sets.Set[string]) roles {
 			r.roles = append(r.roles, role)
 		}
 	}
+	r.roles = append(r.roles, metricsReader())
 	for _, binding := range bootstrappolicy.ClusterRoleBindings() {
 		if keep.Has(binding.RoleRef.Name) {
 			r.bindings = append(r.bindings, binding)
 		}
 	}
 	return r
+}
+
+// metricsReader lets who may view pods see what they use, as the role of this name that metrics-server brings.
+func metricsReader() rbacv1.ClusterRole {
+	const aggregate = "rbac.authorization.k8s.io/aggregate-to-"
+	return rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: "system:aggregated-metrics-reader", Labels: map[string]string{
+			aggregate + "view": "true", aggregate + "edit": "true", aggregate + "admin": "true",
+		}},
+		Rules: []rbacv1.PolicyRule{{APIGroups: []string{top.GroupVersion().Group}, Resources: []string{"pods", "nodes"}, Verbs: []string{"get", "list", "watch"}}},
+	}
 }
 
 func servedRules(rules []rbacv1.PolicyRule, served sets.Set[string]) []rbacv1.PolicyRule {
