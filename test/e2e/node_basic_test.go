@@ -82,9 +82,9 @@ func basicDeployment(n *nodes) {
 	n.has(n.run("describe", "node", pods[0].Spec.NodeName), pods[0].Name, "Ready True", "PodCIDR: 10.244.")
 }
 
-// talker writes numbered lines and, when it is told to, ends.
+// talker writes numbered lines and, when it is told to, ends. Its two streams are two pipes, so the order of what is written at once is open.
 const talker = `{apiVersion: v1, kind: Pod, metadata: {name: talker}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: c, image: endpointd/echo,
-command: [bash, -c, 'for i in 1 2 3 4 5; do echo life $START line $i; done; echo complaint >&2; trap "exit 0" TERM; while ! [ -e /box/end ]; do sleep 0.05; [ -e /box/more ] && rm /box/more && echo one more; done; rm /box/end; exit 3'],
+command: [bash, -c, 'for i in 1 2 3 4 5; do echo life $START line $i; done; sleep 0.1; echo complaint >&2; trap "exit 0" TERM; while ! [ -e /box/end ]; do sleep 0.05; [ -e /box/more ] && rm /box/more && echo one more; done; rm /box/end; exit 3'],
 env: [{name: START, value: "x"}], volumeMounts: [{name: box, mountPath: /box}]}], volumes: [{name: box, emptyDir: {}}]}}`
 
 func basicLogs(n *nodes) {

@@ -158,12 +158,14 @@ func (n *nodes) list(label string) []corev1.Pod {
 func (n *nodes) awaitPod(name string, limit time.Duration, what func(*corev1.Pod) error) *corev1.Pod {
 	n.Helper()
 	var pod *corev1.Pod
-	testkit.Await(n, limit, func() error {
-		pod = n.pod(name)
-		if err := what(pod); err != nil {
-			return fmt.Errorf("pod %s: %w; status %s", name, err, briefly(pod))
+	testkit.Await(n, limit, func() (err error) {
+		pod, err = n.client.CoreV1().Pods(n.name).Get(n.Context(), name, metav1.GetOptions{})
+		if err == nil {
+			if err = what(pod); err != nil {
+				err = fmt.Errorf("pod %s: %w; status %s", name, err, briefly(pod))
+			}
 		}
-		return nil
+		return err
 	})
 	return pod
 }

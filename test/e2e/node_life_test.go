@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -82,15 +83,22 @@ func lifeBackOff(n *nodes) {
 	n.has(n.run("get", "pod", "p"), "0/1 CrashLoopBackOff 1")
 	n.has(n.run("describe", "pod", "p"), "Reason: CrashLoopBackOff", "Exit Code: 1", "BackOff", "Back-off restarting failed container c")
 	n.has(n.run("logs", "p"), "broken")
-	began := s.LastTerminationState.Terminated.FinishedAt
-	again := n.awaitPod("p", patience, func(p *corev1.Pod) error {
-		if p.Status.ContainerStatuses[0].RestartCount < 2 {
+	ended := s.LastTerminationState.Terminated.FinishedAt
+	var again time.Time
+	n.awaitPod("p", patience, func(p *corev1.Pod) error {
+		s := p.Status.ContainerStatuses[0]
+		switch {
+		case s.RestartCount < 2:
 			return fmt.Errorf("not started again")
+		case s.State.Running != nil:
+			again = s.State.Running.StartedAt.Time
+		default:
+			again = s.LastTerminationState.Terminated.StartedAt.Time
 		}
 		return nil
 	})
-	if last := again.Status.ContainerStatuses[0].LastTerminationState.Terminated; last == nil || last.StartedAt.Sub(began.Time).Seconds() < 9 {
-		n.Logf("%s", briefly(again)) // the newest state may not be there yet
+	if pause := again.Sub(ended.Time); pause < 9*time.Second || pause > 12*time.Second { // the API's times are whole seconds
+		n.Errorf("started again after %v, want 10 s", pause)
 	}
 }
 

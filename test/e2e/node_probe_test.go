@@ -67,8 +67,8 @@ func probeLiveness(n *nodes) {
 
 func restarted(count int32) func(*corev1.Pod) error {
 	return func(p *corev1.Pod) error {
-		if got := p.Status.ContainerStatuses[0].RestartCount; got != count {
-			return fmt.Errorf("%d restarts, want %d", got, count)
+		if s := p.Status.ContainerStatuses; len(s) == 0 || s[0].RestartCount != count {
+			return fmt.Errorf("want %d restarts", count)
 		}
 		return isReady(p)
 	}
