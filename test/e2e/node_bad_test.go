@@ -27,11 +27,11 @@ func badPods() []badPod {
 	return []badPod{
 		{"command not found", c + `, command: [no-such-program]}]`, "", []string{`command "no-such-program" not found in PATH`, "Exit Code: 127", "Warning Failed"}},
 		{"permission denied", c + `, command: [/etc/hostname]}]`, "", []string{"/etc/hostname", "permission denied", "Exit Code: 126"}},
-		{"unknown image", `containers: [{name: c, image: "nobody/knows:1"}]`, "", []string{"nobody/knows:1", "ImagePull", "--images"}},
+		{"unknown image", `containers: [{name: c, image: "nobody/knows:1"}]`, "", []string{"nobody/knows:1", "ImagePull", "endpointd pulls no images; add it to", "images.yaml"}},
 		{"image that lacks its program", `containers: [{name: c, image: e2e/broken}]`, "", []string{`"/x"`, "Exit Code: 127"}},
 		{"missing secret", c + `, volumeMounts: [{name: v, mountPath: /v}]}], volumes: [{name: v, secret: {secretName: nobodys}}]`, "", []string{"FailedMount", `"nobodys" not found`}},
 		{"missing key", c + `, env: [{name: X, valueFrom: {configMapKeyRef: {name: kube-root-ca.crt, key: none}}}]}]`, "", []string{"CreateContainerConfigError", "none", "kube-root-ca.crt"}},
-		{"host path of another type", c + `, volumeMounts: [{name: v, mountPath: /v}]}], volumes: [{name: v, hostPath: {path: DIR, type: File}}]`, "", []string{"FailedMount", "DIR", "not a file"}},
+		{"host path of another type", c + `, volumeMounts: [{name: v, mountPath: /v}]}], volumes: [{name: v, hostPath: {path: DIR, type: File}}]`, "", []string{"FailedMount", "DIR is not a File"}},
 		{"volume of another kind", c + `, volumeMounts: [{name: v, mountPath: /v}]}], volumes: [{name: v, nfs: {server: x, path: /y}}]`, "", []string{"FailedMount", "nfs"}},
 		{"unknown runtime class", `runtimeClassName: kata, ` + c + `}]`, "", []string{`runtime class "kata" is unknown on this node`, "set runtimeClassName to external or process"}},
 		{"address of an external pod", `runtimeClassName: external, ` + c + `}]`, "annotations: {endpointd.io/address: nowhere}", []string{"endpointd.io/address", "give an IP address"}},
@@ -71,6 +71,9 @@ func TestNodeBadPods(t *testing.T) {
 	for _, bad := range badPods() {
 		t.Run(bad.name, func(t *testing.T) {
 			n := &nodes{&space{T: t, cluster: c, kubectl: n.kubectl.In(t), name: n.name}, u.In(t)}
+			defer func() { // the next one has its name
+				_, _ = n.try("delete", "pod", "bad", "--ignore-not-found", "--grace-period=1")
+			}()
 			n.apply(strings.ReplaceAll(fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: bad, %s}, spec: {nodeName: node-1, terminationGracePeriodSeconds: 1, %s}}`, bad.meta, bad.spec), "DIR", dir))
 			testkit.Await(n, patience, func() error {
 				text := squeeze(n.run("describe", "pod", "bad"))
@@ -123,8 +126,7 @@ func (n *nodes) leftovers(node string) map[string][]string {
 		check(n.T, err)
 		found[what] = lines(string(text))
 	}
-	addresses := n.u.Exec(node, "sh", "-c", "cut -d: -f1 /proc/net/dev; cat /proc/net/fib_trie /proc/net/if_inet6; cut -c1-74,140- /proc/net/ipv6_route")
-	found["links, addresses and routes"] = lines(addresses)
+	found["links, addresses and routes"] = lines(n.u.Exec(node, self(n.T), helperArg, "net"))
 	if _, err := exec.LookPath("nft"); err == nil {
 		counts := regexp.MustCompile(`packets \d+ bytes \d+`)
 		found["packet rules"] = lines(counts.ReplaceAllString(n.u.Exec(node, "nft", "list", "ruleset"), ""))

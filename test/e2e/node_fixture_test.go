@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,6 +38,8 @@ func helper(args []string) int {
 		err = helperAPI(args[1], args[2], args[3])
 	case len(args) == 3 && args[0] == "link": // name, up or down
 		err = helperLink(args[1], args[2])
+	case len(args) == 1 && args[0] == "net":
+		err = helperNet()
 	case len(args) == 1 && args[0] == "load":
 		err = helperLoad(os.Stdin, os.Stdout)
 	default:
@@ -97,6 +100,47 @@ func helperLink(name, state string) error {
 		return netlink.LinkSetDown(link)
 	}
 	return netlink.LinkSetUp(link)
+}
+
+// helperNet prints links, addresses and routes, without what the kernel does by itself in its own time.
+func helperNet() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return err
+	}
+	name := map[int]string{0: "-"}
+	for _, l := range links {
+		name[l.Attrs().Index] = l.Attrs().Name
+		fmt.Println("link", l.Attrs().Name, l.Type())
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		if !a.IP.IsLinkLocalUnicast() {
+			fmt.Println("address", a.IPNet, name[a.LinkIndex])
+		}
+	}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
+		if r.Dst == nil || !r.Dst.IP.IsLinkLocalUnicast() && !r.Dst.IP.IsMulticast() {
+			fmt.Println("route", r.Dst, r.Gw, name[r.LinkIndex], r.Table, r.Type)
+		}
+	}
+	neighbours, err := netlink.NeighList(0, 0)
+	if err != nil {
+		return err
+	}
+	for _, n := range neighbours {
+		if n.State&netlink.NUD_PERMANENT != 0 {
+			fmt.Println("neighbour", n.IP, name[n.LinkIndex])
+		}
+	}
+	return nil
 }
 
 // nodes is one test's namespace on an `endpointd up`.

@@ -105,7 +105,11 @@ func (j *joined) end(signal syscall.Signal) error {
 	}
 	cmd := j.cmd
 	j.cmd = nil
-	return cmd.Wait()
+	err := cmd.Wait()
+	if j.n.Failed() {
+		j.n.Logf("the agent said\n%s", j.log)
+	}
+	return err
 }
 
 func (j *joined) manifest(file, text string) {
@@ -230,9 +234,7 @@ func joinFull(n *nodes) {
 
 // A range that is in use for something else is refused before anything is changed.
 func joinOverlap(n *nodes) {
-	network := func() string {
-		return n.u.Exec("", "sh", "-c", "cut -d: -f1 /proc/net/dev; cat /proc/net/fib_trie; cat /proc/net/if_inet6")
-	}
+	network := func() string { return n.u.Exec("", self(n.T), helperArg, "net") }
 	before := network()
 	for _, pods := range []string{"10.244.0.0/16", "10.200.0.128/25", "127.0.0.0/24"} {
 		j := n.join("refused", pods)
