@@ -23,7 +23,7 @@ build: ## bin/endpointd; cold 4 to 8 minutes on two cores, seconds afterwards
 	@hack/build.sh bin/endpointd
 
 .PHONY: demo
-demo: build ## build, start a server in a temporary folder, show the main job with kubectl, stop
+demo: build ## build, bring up two nodes in a temporary folder, show the main job with kubectl, take them down
 	@hack/demo.sh
 
 .PHONY: test

@@ -10,20 +10,25 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/cert"
 
 	"github.com/endpointd/endpointd/internal/apiserver"
+	"github.com/endpointd/endpointd/internal/apiserver/pki"
 	"github.com/endpointd/endpointd/internal/node"
 	"github.com/endpointd/endpointd/internal/node/container"
 	"github.com/endpointd/endpointd/internal/node/image"
@@ -41,7 +46,7 @@ import (
 type NodeOptions struct {
 	Kubeconfig string
 	DataDir    string
-	Name       string
+	Name       string         // "" = the one in the kubeconfig's certificate, else the machine's
 	Addrs      []netip.Addr   // of the node, primary first; empty = the one of the default route
 	PodCIDRs   []netip.Prefix // empty = what the API gives this node
 	Manifests  string         // folder of static pods; "" = none
@@ -55,7 +60,7 @@ type NodeOptions struct {
 	Version    string // of this program
 	Logger     *slog.Logger
 	// Ready is called once, when the node is registered and its pods are known.
-	Ready func([]netip.Addr, []netip.Prefix)
+	Ready func(node string, addrs []netip.Addr, pods []netip.Prefix)
 }
 
 // agent is what runs on a node. Its parts end in the reverse order.
@@ -84,6 +89,9 @@ type agent struct {
 
 // RunNode runs until ctx ends. The pods run on.
 func RunNode(ctx context.Context, o NodeOptions) (err error) {
+	if err := mayMakePods(); err != nil {
+		return err
+	}
 	apiserver.RouteKlog(o.Logger)
 	lock, err := openNodeFolder(o.DataDir)
 	if err != nil {
@@ -110,7 +118,7 @@ func RunNode(ctx context.Context, o NodeOptions) (err error) {
 	if err := a.start(parts); err != nil {
 		return err
 	}
-	o.Ready(a.o.Addrs, a.o.PodCIDRs)
+	o.Ready(a.o.Name, a.o.Addrs, a.o.PodCIDRs)
 	<-parts.Done()
 	if ctx.Err() != nil {
 		return nil
@@ -130,9 +138,12 @@ func (a *agent) run(ctx context.Context, what string, f func(context.Context) er
 func (a *agent) connect() error {
 	config, err := clientcmd.BuildConfigFromFlags("", a.o.Kubeconfig)
 	if err != nil {
-		return fmt.Errorf("kubeconfig %s: %w: make one with endpointd kubeconfig --node %s", a.o.Kubeconfig, err, a.o.Name)
+		return fmt.Errorf("kubeconfig %s: %w: make one with endpointd kubeconfig --node NAME", a.o.Kubeconfig, err)
 	}
 	config.UserAgent = "endpointd-node"
+	if err := a.identify(config); err != nil {
+		return err
+	}
 	a.config = watch.Connection(config)
 	if a.client, err = kubernetes.NewForConfig(a.config); err != nil {
 		return fmt.Errorf("kubeconfig %s: %w", a.o.Kubeconfig, err)
@@ -140,6 +151,63 @@ func (a *agent) connect() error {
 	a.events = record.NewBroadcaster()
 	a.events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: a.client.CoreV1().Events("")})
 	a.recorder = a.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "endpointd", Host: a.o.Name})
+	return nil
+}
+
+// identify settles the node's name: the kubeconfig of a node is good for no other one.
+func (a *agent) identify(config *rest.Config) error {
+	certified := certifiedNode(config)
+	switch {
+	case a.o.Name == "" && certified != "":
+		a.o.Name = certified
+	case a.o.Name == "":
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("name of this machine: %w: give the node one with --name", err)
+		}
+		a.o.Name = strings.ToLower(host)
+	case certified != "" && certified != a.o.Name:
+		return fmt.Errorf("kubeconfig %s is that of node %s, not of %s: leave out --name, or make another one with endpointd kubeconfig --node %s",
+			a.o.Kubeconfig, certified, a.o.Name, a.o.Name)
+	}
+	if problems := validation.IsDNS1123Subdomain(a.o.Name); len(problems) > 0 {
+		return fmt.Errorf("node name %q: %s: give another one with --name", a.o.Name, strings.Join(problems, "; "))
+	}
+	return nil
+}
+
+// certifiedNode is the node that the client certificate names, "" if there is none.
+func certifiedNode(config *rest.Config) string {
+	text := config.CertData
+	if len(text) == 0 && config.CertFile != "" {
+		var err error
+		if text, err = os.ReadFile(config.CertFile); err != nil {
+			return "" // the client will say so
+		}
+	}
+	certs, err := cert.ParseCertsPEM(text)
+	if err != nil {
+		return ""
+	}
+	name, ok := strings.CutPrefix(certs[0].Subject.CommonName, pki.NodeUserPrefix)
+	if !ok {
+		return ""
+	}
+	return name
+}
+
+// mayMakePods says what is missing for the agent's work, before anything is begun.
+func mayMakePods() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("capabilities of this process: %w", err)
+	}
+	const needed = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_NET_ADMIN
+	if data[0].Effective&needed != needed {
+		return errors.New("pods need namespaces and routes, which this user may not make: run endpointd node as root " +
+			"(CAP_SYS_ADMIN and CAP_NET_ADMIN), or use endpointd up, which does without")
+	}
 	return nil
 }
 

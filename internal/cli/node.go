@@ -4,14 +4,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/endpointd/endpointd/internal/app"
 )
@@ -64,7 +62,7 @@ func (f *nodeFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API, and as whom")
-	flags.StringVar(&f.name, "name", hostname(), "name of the node")
+	flags.StringVar(&f.name, "name", "", "name of the node (default: the one in the kubeconfig's certificate, else the machine's)")
 	flags.StringVar(&f.dataDir, "data-dir", filepath.Join(dataDir(), "node"), "folder of pods, volumes and logs")
 	flags.StringSliceVar(&f.addrs, "node-ip", nil, "`address` of this node; two, one of each family, for dual stack (default: the one of the default route)")
 	flags.StringSliceVar(&f.podCIDRs, "pod-cidr", nil, "address range of this node's pods; two, one of each family, for dual stack (default: the server gives one)")
@@ -80,14 +78,6 @@ func (f *nodeFlags) register(cmd *cobra.Command) {
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json, on standard error")
 }
 
-func hostname() string {
-	name, err := os.Hostname()
-	if err != nil {
-		return ""
-	}
-	return strings.ToLower(name)
-}
-
 // options checks everything that can be checked without touching anything.
 func (f *nodeFlags) options(streams IO) (app.NodeOptions, error) {
 	o := app.NodeOptions{
@@ -96,9 +86,6 @@ func (f *nodeFlags) options(streams IO) (app.NodeOptions, error) {
 	}
 	if f.kubeconfig == "" {
 		return o, flagError("kubeconfig", "must be given: make one on the server's machine with endpointd kubeconfig --node NAME")
-	}
-	if problems := validation.IsDNS1123Subdomain(f.name); len(problems) > 0 {
-		return o, flagError("name", "%q: %s", f.name, strings.Join(problems, "; "))
 	}
 	if f.dataDir == "" {
 		return o, flagError("data-dir", "must not be empty")
@@ -125,8 +112,8 @@ func (f *nodeFlags) options(streams IO) (app.NodeOptions, error) {
 	if o.Logger, err = newLogger(streams.Err, f.logLevel, f.logFormat); err != nil {
 		return o, err
 	}
-	o.Ready = func(addrs []netip.Addr, pods []netip.Prefix) {
-		fmt.Fprintf(streams.Out, "endpointd node %s is ready: %s, pods %s\n", f.name, joined(addrs), joined(pods))
+	o.Ready = func(name string, addrs []netip.Addr, pods []netip.Prefix) {
+		fmt.Fprintf(streams.Out, "endpointd node %s is ready: %s, pods %s\n", name, joined(addrs), joined(pods))
 	}
 	return o, nil
 }

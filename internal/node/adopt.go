@@ -13,12 +13,18 @@ import (
 
 // adopt takes over what an earlier life of the agent left: the processes as they run, and from the API what only it knew.
 func (w *worker) adopt(ctx context.Context, left *container.Pod) {
-	if t := w.pod.Status.StartTime; t != nil {
+	known := w.pod
+	if w.static {
+		if m := w.agent.mirror(w.uid); m != nil {
+			known = m
+		}
+	}
+	if t := known.Status.StartTime; t != nil {
 		w.seen.startTime = t.Time
 	}
-	before := w.remember()
+	before := w.remember(&known.Status)
 	switch {
-	case terminal(w.pod):
+	case terminal(known):
 		w.seen.ended = true
 		w.recall(left)
 	case w.class == ClassExternal:
@@ -55,10 +61,10 @@ func (w *worker) adopt(ctx context.Context, left *container.Pod) {
 }
 
 // remember takes from the API's status what it says of containers, and returns what it says of their probes: container ID → verdicts.
-func (w *worker) remember() map[string]restored {
-	known := map[string]restored{}
+func (w *worker) remember(known *corev1.PodStatus) map[string]restored {
+	found := map[string]restored{}
 	prefix := w.agent.facts.schemes(w.pod) + "://"
-	for _, list := range [][]corev1.ContainerStatus{w.pod.Status.InitContainerStatuses, w.pod.Status.ContainerStatuses, w.pod.Status.EphemeralContainerStatuses} {
+	for _, list := range [][]corev1.ContainerStatus{known.InitContainerStatuses, known.ContainerStatuses, known.EphemeralContainerStatuses} {
 		for i := range list {
 			status := &list[i]
 			s := w.seen.state(status.Name)
@@ -70,12 +76,12 @@ func (w *worker) remember() map[string]restored {
 			if status.State.Terminated != nil {
 				s.last = status.State.Terminated
 			}
-			known[status.ContainerID[min(len(prefix), len(status.ContainerID)):]] = restored{
+			found[status.ContainerID[min(len(prefix), len(status.ContainerID)):]] = restored{
 				known: true, started: status.Started != nil && *status.Started, ready: status.Ready,
 			}
 		}
 	}
-	return known
+	return found
 }
 
 // recall takes the containers over as the runtime has them.

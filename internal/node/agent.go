@@ -142,13 +142,10 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	a.running.Go(func() { a.statuses.run(ctx) })
 	a.running.Go(func() {
-		select {
-		case <-a.synced:
-		case <-time.After(patience):
-		case <-ctx.Done():
-			return
+		a.await(ctx)
+		if ctx.Err() == nil {
+			a.startLeft()
 		}
-		a.startLeft()
 	})
 	for _, class := range a.classes() {
 		a.running.Go(func() { a.dispatch(ctx, a.options.Runtimes[class]) })
@@ -161,6 +158,17 @@ func (a *Agent) Run(ctx context.Context) error {
 // patience is how long pods of an earlier life wait for the API to tell what it knows of them. Without it they are kept as they were
 // when they began.
 const patience = 3 * time.Second
+
+// await returns when the API has told what it knows, or after patience.
+func (a *Agent) await(ctx context.Context) {
+	patient := time.NewTimer(patience)
+	defer patient.Stop()
+	select {
+	case <-a.synced:
+	case <-patient.C:
+	case <-ctx.Done():
+	}
+}
 
 // startLeft goes on with the pods that nobody has claimed.
 func (a *Agent) startLeft() {

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/endpointd/endpointd/internal/node/container"
@@ -569,7 +570,9 @@ func TestExternalPod(t *testing.T) {
 func TestStaticPod(t *testing.T) {
 	in(t, func(w *world) {
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "a", UID: "static", Annotations: map[string]string{sourceAnnotation: sourceFile}}}
-		pod.Spec.Containers = []corev1.Container{{Name: "web"}}
+		pod.Spec.Containers = []corev1.Container{{Name: "web", ReadinessProbe: &corev1.Probe{
+			ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(80)}},
+		}}}
 		w.agent.SetStatic([]*corev1.Pod{pod})
 		synctest.Wait()
 		if got, want := w.log.take(), "0s pod a\n0s start web"; got != want {
@@ -582,15 +585,19 @@ func TestStaticPod(t *testing.T) {
 		}
 		w.mirrors["static"] = "default/a"
 		w.agent.MirrorChanged("static")
-		synctest.Wait()
+		w.find("static", "web", prober.Readiness, prober.Passed)
 		if ready(w.pod("a")) != corev1.ConditionTrue {
 			t.Errorf("mirror %+v", w.pod("a").Status)
 		}
+		before := w.pod("a").ResourceVersion
 		w.stopAgent()
 		w.log.take()
 		w.startAgent()
 		w.agent.SetStatic([]*corev1.Pod{pod})
 		w.wait(time.Second)
+		if after := w.pod("a"); after.ResourceVersion != before {
+			t.Errorf("an agent's restart changed the mirror's status: %+v", after.Status.Conditions)
+		}
 		if got := w.log.take(); got != "0s adopt 10.244.1.1" {
 			t.Errorf("after an agent's restart: %s", got)
 		}

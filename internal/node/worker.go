@@ -64,6 +64,9 @@ func (w *worker) run(ctx context.Context, left *container.Pod) {
 	defer w.work.Wait()
 	defer unhook()
 	w.choose()
+	if w.static && left != nil {
+		w.agent.await(ctx) // what the API knows of it is in its mirror
+	}
 	w.adopt(ctx, left)
 	timer := time.NewTimer(0)
 	defer timer.Stop()

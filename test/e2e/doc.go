@@ -6,7 +6,7 @@
 //
 // Invariants: every server listens on a free port of 127.0.0.1 with its data in the test's own folder, and ends with its test;
 // cases that can share a server do, each in a namespace of its own; nothing waits longer than it must, and there are no sleeps.
-// Where a test plays a node's agent (no agent runs here), it says so.
+// Where a test plays a node's agent, it says so.
 //
 // It refuses to look inside: what needs a fake clock, a fake API or the count of writes is tested beside its package.
 //

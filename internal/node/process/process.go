@@ -108,8 +108,11 @@ func (r *Runtime) prepareCgroup() {
 		return
 	}
 	if missing, err := cgroup.Delegate(r.cgroup); len(missing) > 0 {
-		r.logger.Warn("cgroup controllers are not available, so their limits do not hold",
-			"cgroup", r.cgroup, "controllers", strings.Join(missing, " "), "err", err)
+		log := r.logger.With("cgroup", r.cgroup, "controllers", strings.Join(missing, " "))
+		if err != nil {
+			log = log.With("err", err)
+		}
+		log.Warn("cgroup controllers are not available, so their limits do not hold")
 	}
 }
 
