@@ -71,6 +71,7 @@ type agent struct {
 	events   record.EventBroadcaster
 	recorder record.EventRecorder
 
+	groups    string // folder of the pods' cgroups; "" = none
 	processes *process.Runtime
 	runtimes  map[string]container.Runtime
 	network   *podnet.Network
@@ -249,7 +250,8 @@ func (a *agent) prepare(ctx context.Context) error {
 	if a.network, err = podnet.New(ctx, podnet.Options{NodeAddrs: o.Addrs, PodCIDRs: a.o.PodCIDRs, Logger: o.Logger}); err != nil {
 		return err
 	}
-	a.processes, err = process.New(process.Options{Dir: filepath.Join(o.DataDir, "pods"), Cgroup: a.cgroup(), Logger: o.Logger})
+	a.groups = a.cgroup()
+	a.processes, err = process.New(process.Options{Dir: filepath.Join(o.DataDir, "pods"), Cgroup: a.groups, Logger: o.Logger})
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ func (a *agent) streams() (stream.Options, error) {
 	return stream.Options{
 		Pods: podsOf{a}, Runtime: podsOf{a}, TLS: config, Logger: a.o.Logger,
 		Authorize: stream.Review(a.o.Name, a.client.AuthorizationV1().SubjectAccessReviews()),
-		Stats:     usage.New(usage.Options{Node: a.o.Name, Pods: a.processes.Pods, Cgroup: a.cgroup()}).Stats,
+		Stats:     usage.New(usage.Options{Node: a.o.Name, Pods: a.processes.Pods, Cgroup: a.groups}).Stats,
 	}, nil
 }
 
