@@ -589,6 +589,21 @@ func TestStaticPod(t *testing.T) {
 		if ready(w.pod("a")) != corev1.ConditionTrue {
 			t.Errorf("mirror %+v", w.pod("a").Status)
 		}
+		// Somebody deletes the mirror while its status is being written; another one comes.
+		w.stale = w.pod("a")
+		w.deletePod("a", 0)
+		w.find("static", "web", prober.Readiness, prober.Failed)
+		w.stale = nil
+		mirror.UID = "mirror-2"
+		if _, err := w.user.CoreV1().Pods("default").Create(t.Context(), mirror, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		w.agent.MirrorChanged("static")
+		w.find("static", "web", prober.Readiness, prober.Passed)
+		if ready(w.pod("a")) != corev1.ConditionTrue {
+			t.Errorf("the mirror's successor: %+v", w.pod("a").Status)
+		}
+
 		before := w.pod("a").ResourceVersion
 		w.stopAgent()
 		w.log.take()

@@ -237,7 +237,7 @@ func (w *worker) report() {
 // wrote takes the object that the API gave back for a status, or that the object is gone.
 func (w *worker) wrote(pod *corev1.Pod) {
 	if pod == nil {
-		w.deleted = true
+		w.deleted = !w.static || w.deleted // a mirror that is gone comes again, and is to show the pod then
 		return
 	}
 	w.settled = pod.ResourceVersion

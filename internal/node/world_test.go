@@ -51,6 +51,7 @@ type world struct {
 	probes  *fakeProbes
 	events  *record.FakeRecorder
 	mirrors map[types.UID]string // static UID → namespace/name of its mirror
+	stale   *corev1.Pod          // a mirror that is taken to be there still
 
 	agent *Agent
 	stop  func()
@@ -83,6 +84,9 @@ func (w *world) startAgent() {
 		Runtimes: map[string]container.Runtime{ClassProcess: w.runtime, ClassExternal: NewExternal()},
 		Network:  w.network, Specs: w.specs, Probes: w.probes, DrainGrace: drainGrace, Logger: slog.New(slog.DiscardHandler),
 		Mirror: func(uid types.UID) (*corev1.Pod, bool) {
+			if w.stale != nil {
+				return w.stale, true
+			}
 			namespace, name, ok := strings.Cut(w.mirrors[uid], "/")
 			if !ok {
 				return nil, false
