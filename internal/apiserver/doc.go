@@ -6,7 +6,8 @@
 // and a privileged client configuration for the controllers of the same process (Server.LoopbackConfig).
 //
 // Kinds: see served in kinds.go. CustomResourceDefinitions are served by the upstream apiextensions server, which
-// the main server delegates to; there is no aggregator, so CRD groups are added to discovery here (crd.go).
+// the main server delegates to; there is no aggregator, so CRD groups are added to discovery here (crd.go), and metrics.k8s.io
+// is served here, too (metrics.go and package top): it stores nothing and asks the nodes' agents.
 //
 // Invariants:
 //   - Nothing is written to etcd past the registries, except the leases under masterleases/ and the node port

@@ -76,7 +76,7 @@ func (l *look) pod(name podName, uid string) (podLook, bool) {
 // usage is what lies between two looks.
 type usage struct{ base, last *look }
 
-// Use is an amount of CPU and memory.
+// use is an amount of CPU and memory.
 type use struct {
 	nanoCores uint64
 	memory    uint64 // bytes
