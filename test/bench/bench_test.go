@@ -196,7 +196,7 @@ func TestBadFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"-run", "flip"}, {"-services", "0"}, {"-services", "100,10"}, {"-services", "many"}, {"-services", "9999"},
 		{"-rounds", "0"}, {"-samples", "1"}, {"-starts", "0"},
-		{"-replacements", "0"}, {"-pods", "2"}, {"-pods", "601"}, {"-fleets", "0"}, {"-kills", "3"}, {"-kills", "201"}, {"-silences", "0"},
+		{"-replacements", "0"}, {"-probed", "0"}, {"-pods", "2"}, {"-pods", "601"}, {"-fleets", "0"}, {"-kills", "3"}, {"-kills", "201"}, {"-silences", "0"},
 	} {
 		if _, err := parse(args); err == nil {
 			t.Errorf("%v: accepted", args)

@@ -90,6 +90,7 @@ type options struct {
 	replacements int // rounds of the part replace
 	samples      int // flips of each contender in a round
 	peerSamples  int // flips of upstream in a round of the part big, where each takes long
+	probed       int // containers in the part probes, each once a second
 	pods         int // of the Deployment on three nodes
 	fleets       int // times that it is made
 	kills        int // containers killed
@@ -114,6 +115,7 @@ func parse(args []string) (*options, error) {
 	flags.IntVar(&o.replacements, "replacements", 2, "`times` that they take turns in the part replace")
 	flags.IntVar(&o.samples, "samples", 200, "flips of a contender in a round")
 	flags.IntVar(&o.peerSamples, "peer-samples", 70, "flips of upstream in a round of the part big")
+	flags.IntVar(&o.probed, "probed", 1000, "containers in the part probes, each probed once a second")
 	flags.IntVar(&o.pods, "pods", 300, "pods on three nodes in the parts pods and kills")
 	flags.IntVar(&o.fleets, "fleets", 3, "`times` that they are made, in the part pods")
 	flags.IntVar(&o.kills, "kills", 120, "containers killed; a quarter as many whole pods are killed, and as many deleted")
@@ -126,7 +128,7 @@ func parse(args []string) (*options, error) {
 	if *short {
 		*services, o.starts, o.samples, o.peerSamples, o.settle = "3,6", 1, 20, 20, time.Second
 		o.rounds, o.replacements = 1, 1
-		o.pods, o.fleets, o.kills, o.silences = 18, 1, 8, 1
+		o.probed, o.pods, o.fleets, o.kills, o.silences = 100, 18, 1, 8, 1
 	}
 	o.run = strings.Split(*run, ",")
 	for _, part := range o.run {
@@ -147,8 +149,8 @@ func parse(args []string) (*options, error) {
 	if o.rounds < 1 || o.replacements < 1 || o.samples < 2 || o.peerSamples < 2 || o.starts < 1 {
 		return nil, errors.New("-rounds, -replacements and -starts want at least 1, -samples and -peer-samples at least 2")
 	}
-	if o.pods < upNodes || o.pods > 600 || o.fleets < 1 || o.silences < 1 || o.kills < 4 || o.kills+2*(o.kills/4) > o.pods {
-		return nil, errors.New("-pods wants 3 to 600, -fleets and -silences at least 1, -kills at least 4 and no more than two thirds of the pods")
+	if o.probed < 1 || o.probed > 10_000 || o.pods < upNodes || o.pods > 600 || o.fleets < 1 || o.silences < 1 || o.kills < 4 || o.kills+2*(o.kills/4) > o.pods {
+		return nil, errors.New("-probed wants 1 to 10000, -pods 3 to 600, -fleets and -silences at least 1, -kills at least 4 and no more than two thirds of the pods")
 	}
 	return o, nil
 }

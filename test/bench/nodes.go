@@ -143,7 +143,7 @@ func (b *bench) upAndDown(ctx context.Context) error {
 	b.say("up: %s s, again %s s; down %s s", number(quantile(first, 0.5)), number(quantile(again, 0.5)), number(quantile(down, 0.5)))
 	t := nodeTable{title: fmt.Sprintf("endpointd up --nodes %d", upNodes)}
 	t.add("exec → all ready, new data folder", "s", first, len(first)).published(
-		"one node, images there: kind 12.5–17.1 s (kind #2893); minikube with containerd in docker 20.6–23.9 s (minikube #17071)").atMost(2)
+		"one node: kind 12.5–17.1 s (kind #2893); minikube with containerd in docker 20.6–23.9 s (minikube #17071)").atMost(2)
 	t.add("the same, existing data folder", "s", again, len(again)).atMost(2)
 	t.add("down, all gone", "s", down, len(down))
 	b.report.Sections = append(b.report.Sections, t.section())

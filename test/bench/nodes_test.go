@@ -40,7 +40,7 @@ func TestShortNodes(t *testing.T) {
 	}{
 		{up, "exec → all ready", 0.05, 60},
 		{up, "down", 0.01, 20},
-		{probes, "CPU of 1000", 0.005, 2},
+		{probes, "CPU of 100", 0.0005, 2},
 		{pods, "created → all Ready", 0.05, 180},
 		{pods, "agents' CPU a pod", 0.1, 1000},
 		{rest, "an agent: resident memory", 10, 500},

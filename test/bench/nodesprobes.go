@@ -43,9 +43,6 @@ func targetMain() error {
 	return nil
 }
 
-// probesASecond is how many containers are probed, each once a second.
-const probesASecond = 1000
-
 // probes measures what probing costs this process, which does nothing else meanwhile: with our HTTP probe and with one made as the
 // kubelet makes it, by the same prober.
 func (b *bench) probes(ctx context.Context) (err error) {
@@ -70,7 +67,7 @@ func (b *bench) probes(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	row := Row{Name: fmt.Sprintf("CPU of %d HTTP probes a second", probesASecond), Unit: "cores", Values: map[string]Value{}}
+	row := Row{Name: fmt.Sprintf("CPU of %d HTTP probes a second", b.probed), Unit: "cores", Values: map[string]Value{}}
 	runs := map[string][]float64{}
 	made := 0
 	for range b.rounds {
@@ -87,7 +84,7 @@ func (b *bench) probes(ctx context.Context) (err error) {
 		row.Values[name] = median(cores, made/len(runs))
 	}
 	row.compare()
-	row.atMost(0.3)
+	row.atMost(0.3 * float64(b.probed) / 1000)
 	b.say("probes: %s cores, as the kubelet does it %s", number(row.Values[oursName].Value), number(row.Values[peerName].Value))
 	b.report.Sections = append(b.report.Sections, Section{
 		Title:   "probing (upstream: the kubelet's way to make a probe, a new net/http Transport's connection each time, by our prober)",
@@ -117,7 +114,7 @@ func stockProbe(address netip.AddrPort) prober.Probe {
 func (b *bench) probing(ctx context.Context, probe prober.Probe) (cores float64, made int, err error) {
 	var count, failed atomic.Int64
 	p := prober.New()
-	for i := range probesASecond {
+	for i := range b.probed {
 		err := p.Add(prober.Key{UID: "uid", Container: strconv.Itoa(i), Kind: prober.Readiness}, prober.Spec{
 			Probe:   func(ctx context.Context) error { count.Add(1); return probe(ctx) },
 			Started: time.Now().Add(-time.Hour), Period: time.Second, Timeout: time.Second, SuccessThreshold: 1, FailureThreshold: 3,
@@ -140,8 +137,8 @@ func (b *bench) probing(ctx context.Context, probe prober.Probe) (cores float64,
 		return 0, 0, err
 	}
 	used, took, probes := cpuOf(os.Getpid())-before, time.Since(began), count.Load()
-	if n := failed.Load(); n > 0 || float64(probes) < 0.9*probesASecond*took.Seconds() {
-		return 0, 0, fmt.Errorf("%d probes in %v, %d of them failed: want %d a second", probes, took, n, probesASecond)
+	if n := failed.Load(); n > 0 || float64(probes) < 0.9*float64(b.probed)*took.Seconds() {
+		return 0, 0, fmt.Errorf("%d probes in %v, %d of them failed: want %d a second", probes, took, n, b.probed)
 	}
 	return used.Seconds() / took.Seconds(), int(probes), nil
 }

@@ -30,6 +30,7 @@ type shownEndpoint struct{ pod, address string }
 type seenPod struct {
 	node           string
 	ready, leaving bool
+	restarts       int32
 	firstSeen      time.Time
 	readySince     time.Time // when it was first seen ready
 }
@@ -138,6 +139,10 @@ func (v *fleetView) putPod(at time.Time, pod *corev1.Pod, deleted bool) {
 		p.firstSeen = at
 	}
 	p.node, p.leaving, p.ready = pod.Spec.NodeName, pod.DeletionTimestamp != nil, false
+	p.restarts = 0
+	for i := range pod.Status.ContainerStatuses {
+		p.restarts += pod.Status.ContainerStatuses[i].RestartCount
+	}
 	for _, c := range pod.Status.Conditions {
 		p.ready = p.ready || c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	}
