@@ -131,7 +131,7 @@ func (f *fleet) kill(ctx context.Context, name string, run *killRun, which func(
 	}
 	run.kills++
 	if _, err := f.seen(ctx, restarted, podWait); err != nil {
-		return err
+		return fmt.Errorf("%w; %s", err, f.describe(name, which(p)))
 	}
 	at, err := f.seen(ctx, left, time.Second)
 	if err != nil && ctx.Err() == nil {
@@ -156,6 +156,19 @@ func (f *fleet) kill(ctx context.Context, name string, run *killRun, which func(
 	return nil
 }
 
+// describe says how a pod is that did not do what it should after the kill of a process.
+func (f *fleet) describe(name string, killed int) string {
+	_, err := statFields(killed)
+	processes, procErr := podProcesses(f.agents)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	text := fmt.Sprintf("pod %+v at %q; process %d is gone: %v", f.pods[name], f.ready[name], killed, gone(err))
+	if p := processes[name]; procErr == nil && p != nil {
+		text += fmt.Sprintf("; now it has %d and containers %v", p.shim, p.containers)
+	}
+	return text
+}
+
 // deleteOne deletes a pod and waits for its replacement.
 func (f *fleet) deleteOne(ctx context.Context, name string, run *killRun) error {
 	f.mu.Lock()
@@ -169,7 +182,7 @@ func (f *fleet) deleteOne(ctx context.Context, name string, run *killRun) error 
 	}
 	at, err := f.seen(ctx, left, podWait)
 	if err != nil {
-		return err
+		return fmt.Errorf("deleted: %w", err)
 	}
 	run.left = append(run.left, since(began, at))
 	if at, err = f.seen(ctx, back, podWait); err != nil {
