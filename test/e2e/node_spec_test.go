@@ -107,9 +107,12 @@ func specHostNetwork(n *nodes) {
 }
 
 func specUser(n *nodes) {
-	if os.Getuid() != 0 {
-		n.Skip("a user namespace of one user has no other users")
-	}
+	testkit.Need(n.T, testkit.Feature{Name: "root", Probe: func(context.Context) error {
+		if os.Geteuid() != 0 {
+			return errors.New("the user namespace of somebody who is not root has no other users")
+		}
+		return nil
+	}})
 	n.apply(`{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {securityContext: {runAsUser: 1234, runAsGroup: 2345, supplementalGroups: [3456], fsGroup: 4567}, containers: [
 {name: c, image: e2e/shell, securityContext: {capabilities: {add: [NET_BIND_SERVICE], drop: [ALL]}, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true}, volumeMounts: [{name: d, mountPath: /d}]},
 {name: root, image: e2e/shell, securityContext: {runAsUser: 0}}], volumes: [{name: d, emptyDir: {}}]}}`)
@@ -160,22 +163,20 @@ func specImage(n *nodes) {
 
 // Limits are the kernel's, where there is cgroup v2.
 func specResources(n *nodes) {
+	testkit.Need(n.T, testkit.Feature{Name: "cgroup2", Probe: func(context.Context) error { return cgroups() }})
 	n.apply(`{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {restartPolicy: Never, containers: [{name: c, image: e2e/shell, resources: {limits: {memory: 32Mi, cpu: 500m}}, args: ["sleep 0.5; x=$(head -c 200000000 /dev/zero | tr '\\0' x); sleep 1000"]}]}}`)
-	if !hasCgroups(n) {
-		n.Skip("no cgroup v2 with the memory controller here")
-	}
 	pod := n.awaitPod("p", patience, phaseIs("Failed"))
 	if s := pod.Status.ContainerStatuses[0].State.Terminated; s == nil || s.Reason != "OOMKilled" || s.ExitCode != 137 {
 		n.Errorf("%s", briefly(pod))
 	}
 }
 
-// hasCgroups says whether some cgroup v2 hierarchy limits memory.
-func hasCgroups(n *nodes) bool {
+// cgroups says why no cgroup v2 hierarchy limits memory.
+func cgroups() error {
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		if text, err := os.ReadFile(filepath.Join(root, "cgroup.controllers")); err == nil && strings.Contains(string(text), "memory") {
-			return true
+			return nil
 		}
 	}
-	return false
+	return errors.New("no cgroup v2 with the memory controller")
 }
