@@ -108,7 +108,7 @@ func basicLogs(n *nodes) {
 	n.run("exec", "talker", "--", "touch", "/box/more")
 	n.next(follower, "one more")
 	n.run("exec", "talker", "--", "touch", "/box/end")
-	for range follower { //nolint:revive // until kubectl ends, because the container has
+	for range follower { // until kubectl ends, because the container has
 	}
 	n.await(func(context.Context) error {
 		out, err := n.try("logs", "-p", "talker")
