@@ -74,7 +74,7 @@ gen-check:
 	@hack/gen-check.sh
 
 .PHONY: bench
-bench: build kubectl ## tables: us against upstream's controllers in the same run; 15 min, with ARGS=-short half a minute
+bench: build kubectl ## tables: us against upstream's controllers in the same run; 20 min, with ARGS=-short half a minute
 	@mkdir -p .cache
 	@go build -buildvcs=false -o .cache/bench ./test/bench
 	@PATH="$$PATH:$(CURDIR)/.cache/bin" .cache/bench $(ARGS)
