@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -142,6 +143,7 @@ func (a *agent) connect() error {
 		return fmt.Errorf("kubeconfig %s: %w: make one with endpointd kubeconfig --node NAME", a.o.Kubeconfig, err)
 	}
 	config.UserAgent = "endpointd-node"
+	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
 	if err := a.identify(config); err != nil {
 		return err
 	}

@@ -349,7 +349,7 @@ func TestStatesAreSentWhenTheAPIComesBack(t *testing.T) {
 		w.find("uid-a", "web", prober.Readiness, prober.Passed)
 		var away atomic.Bool
 		away.Store(true)
-		w.client.PrependReactor("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		w.client.PrependReactor("*", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
 			return away.Load(), nil, errors.New("connection refused")
 		})
 		w.find("uid-a", "web", prober.Readiness, prober.Failed)

@@ -124,12 +124,8 @@ func (s *statuses) write(ctx context.Context, r report) (*corev1.Pod, error) {
 	pods := s.client.Pods(r.pod.Namespace)
 	pod := r.pod
 	if !sameStatus(&r.pod.Status, &r.status) {
-		patch, err := statusPatch(r.pod, &r.status)
-		if err != nil {
-			return nil, err
-		}
-		pod, err = pods.Patch(ctx, r.pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
-		if err != nil {
+		var err error
+		if pod, err = writeStatus(ctx, pods, r); err != nil {
 			return nil, s.explain(ctx, r.pod, err)
 		}
 	}
@@ -141,6 +137,22 @@ func (s *statuses) write(ctx context.Context, r report) (*corev1.Pod, error) {
 		return nil, s.explain(ctx, r.pod, err)
 	}
 	return nil, nil //nolint:nilnil // documented
+}
+
+// writeStatus replaces the status of the object that is known, which costs the API half of what a patch does. If that one is not the newest,
+// somebody else has written, and it is patched.
+func writeStatus(ctx context.Context, pods corev1client.PodInterface, r report) (*corev1.Pod, error) {
+	replaced := *r.pod // a shallow copy: only the status is another one
+	replaced.Status = r.status
+	pod, err := pods.UpdateStatus(ctx, &replaced, metav1.UpdateOptions{})
+	if !apierrors.IsConflict(err) {
+		return pod, err
+	}
+	patch, err := statusPatch(r.pod, &r.status)
+	if err != nil {
+		return nil, err
+	}
+	return pods.Patch(ctx, r.pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 }
 
 // explain turns an error into nil if the pod is gone. A conflict may mean so: another pod of this name is there then.
