@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,7 +18,7 @@ import (
 // processes begin sessions; those are known by number, and the number is not given away while a process is in the session.
 func (p *pod) killSessions(ctx context.Context) error {
 	p.mu.Lock()
-	leaders := p.orphans // PID → when the container started
+	leaders := maps.Clone(p.orphans) // PID → when the container started
 	p.mu.Unlock()
 	if p.bundle.BootID != bootID() {
 		return nil // they ended with the machine, and their numbers are others' now

@@ -242,6 +242,13 @@ func (r *Runtime) clear(ctx context.Context, p *pod) error {
 		}
 	}
 	if p.bundle.Sandbox.HostPID && !killed {
+		if p.watched != nil { // who notes what the first process leaves behind
+			select {
+			case <-p.watched:
+			case <-ctx.Done():
+				return fmt.Errorf("wait for what its first process left: %w", ctx.Err())
+			}
+		}
 		if err := p.killSessions(ctx); err != nil {
 			return err
 		}
