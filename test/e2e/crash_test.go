@@ -37,7 +37,7 @@ func TestKillLosesNothing(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	c := newCluster(t, testkit.ServerOptions{})
 	s := c.space(t, c.kubectls[0])
-	s.run("apply", "-f", example(t, "nodes.yaml"))
+	s.run("apply", "-f", played(t, "nodes.yaml"))
 	s.apply(webService)
 	s.pods("app=web", 8080, "a", "b", "c", "d")
 
@@ -319,7 +319,7 @@ func TestWhileNobodyWatched(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, testkit.ServerOptions{})
 	s := c.space(t, c.kubectls[0])
-	s.run("apply", "-f", example(t, "nodes.yaml"), "-f", example(t, "my-service.yaml"))
+	s.run("apply", "-f", played(t, "nodes.yaml"), "-f", example(t, "my-service.yaml"))
 	web(s)
 	s.apply(`{apiVersion: v1, kind: Service, metadata: {name: gone}, spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}
 ---

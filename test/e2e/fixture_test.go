@@ -176,6 +176,14 @@ func example(t *testing.T, name string) string {
 	return filepath.Join(root, "examples", name)
 }
 
+// played is the path of a manifest for tests in which no agent runs: nodes that are only records, and pods that the test plays.
+func played(t *testing.T, name string) string {
+	t.Helper()
+	root, err := testkit.Root()
+	check(t, err)
+	return filepath.Join(root, "test", "e2e", "testdata", "played", name)
+}
+
 // pods makes pods with a label and a named port, on node-a.
 func (s *space) pods(label string, port int, names ...string) {
 	s.Helper()

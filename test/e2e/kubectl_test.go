@@ -406,7 +406,7 @@ func kubectlEveryKind(s *space) {
 
 func kubectlExpose(s *space) {
 	s.agent("10.3.0.")
-	s.run("apply", "-f", example(s.T, "deployment.yaml"))
+	s.run("apply", "-f", played(s.T, "deployment.yaml"))
 	s.run("delete", "service", "web")
 	s.has(s.run("expose", "deployment", "web", "--port=80", "--target-port=8080"), "service/web exposed")
 	s.run("rollout", "status", "deployment/web", "--timeout=20s")
@@ -437,7 +437,7 @@ func kubectlExpose(s *space) {
 
 func kubectlRollout(s *space) {
 	s.agent("10.4.0.")
-	s.run("apply", "-f", example(s.T, "deployment.yaml"))
+	s.run("apply", "-f", played(s.T, "deployment.yaml"))
 	done := func(want string) {
 		s.Helper()
 		s.has(s.run("rollout", "status", "deployment/web", "--timeout=20s"), "successfully rolled out")
@@ -474,7 +474,7 @@ func kubectlCascade(s *space) {
 	s.agent("10.5.0.")
 	deploy := func() {
 		s.Helper()
-		s.run("apply", "-f", example(s.T, "deployment.yaml"))
+		s.run("apply", "-f", played(s.T, "deployment.yaml"))
 		s.run("rollout", "status", "deployment/web", "--timeout=20s")
 	}
 	left := func() string { return s.run("get", "deployments,replicasets,pods", "-l", "app=web", "-o", "name") }

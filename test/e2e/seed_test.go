@@ -27,7 +27,7 @@ const seedReady = "10.1.0.11:8080 10.1.1.12:8080 10.1.1.13:8080"
 // somePods applies the Service some-service with its three pods, and makes them ready.
 func somePods(s *space) {
 	s.Helper()
-	s.has(s.run("apply", "-f", example(s.T, "some-run.yaml"), "-f", example(s.T, "some-run-pods.yaml")),
+	s.has(s.run("apply", "-f", example(s.T, "some-run.yaml"), "-f", played(s.T, "some-run-pods.yaml")),
 		"service/some-service created", "pod/some-run-1 created", "pod/some-run-2 created", "pod/some-run-3 created")
 	s.status("some-run-1", true, "10.1.0.11")
 	s.status("some-run-2", true, "10.1.1.12")
@@ -132,7 +132,7 @@ func seedReplacement(s *space) {
 		}
 		return nil
 	})
-	s.run("apply", "-f", example(s.T, "some-run-replacement.yaml"))
+	s.run("apply", "-f", played(s.T, "some-run-replacement.yaml"))
 	s.status("some-run-4", true, "10.1.0.14")
 	const after = "10.1.0.11:8080 10.1.0.14:8080 10.1.1.13:8080"
 	for _, state := range r.until(endpointsManager, after) {
@@ -207,7 +207,7 @@ func seedHeadless(s *space) {
 // The ReplicaSet makes the pods and replaces them; the Service knows the port by its name.
 func seedDeployment(s *space) {
 	s.agent("10.1.0.")
-	s.run("apply", "-f", example(s.T, "deployment.yaml"))
+	s.run("apply", "-f", played(s.T, "deployment.yaml"))
 	s.has(s.run("rollout", "status", "deployment/web", "--timeout=20s"), "successfully rolled out")
 	count := func(context.Context) error {
 		if got := s.endpoints("web"); len(strings.Fields(got)) != 2 || strings.Contains(got, "(") {

@@ -17,7 +17,7 @@ type scenario struct {
 func TestServer(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, testkit.ServerOptions{Args: []string{"--service-cidr", "10.96.0.0/16,fd00:96::/112"}})
-	c.kubectls[0].Run("apply", "-f", example(t, "nodes.yaml"))
+	c.kubectls[0].Run("apply", "-f", played(t, "nodes.yaml"))
 	for _, group := range []struct {
 		name      string
 		scenarios []scenario

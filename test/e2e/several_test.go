@@ -36,7 +36,7 @@ func TestSeveralServers(t *testing.T) {
 		all = append(all, newCluster(t, testkit.ServerOptions{Args: flags}))
 	}
 	s := all[0].space(t, all[0].kubectls[0])
-	s.run("apply", "-f", example(t, "nodes.yaml"))
+	s.run("apply", "-f", played(t, "nodes.yaml"))
 	web(s)
 	t.Run("one API", func(t *testing.T) { oneAPI(t, s, all) })
 	t.Run("one CA", func(t *testing.T) { oneCA(t, s, all) })
