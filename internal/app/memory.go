@@ -65,3 +65,22 @@ func lookAtMemory() memory {
 	metrics.Read(s)
 	return memory{allocated: s[0].Value.Uint64(), held: s[1].Value.Uint64() + s[2].Value.Uint64() + s[3].Value.Uint64()}
 }
+
+// settled is when a process that starts is over the worst, and from then on pages that it does not use are those of its start.
+const settled = 15 * time.Second
+
+// dropPages lets go of the program's pages, at first when the process has settled and then once in a while. An agent is never idle
+// enough for trimMemory: it probes.
+func dropPages(ctx context.Context) {
+	tick := time.NewTicker(settled)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			pages.Drop()
+			tick.Reset(20 * settled)
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,6 +65,10 @@ type NodeOptions struct {
 	Ready func(node string, addrs []netip.Addr, pods []netip.Prefix)
 }
 
+// agentGC is how much garbage an agent may have for what it holds, in percent: a node has memory for its pods, and probes make
+// garbage all the time.
+const agentGC = 50
+
 // agent is what runs on a node. Its parts end in the reverse order.
 type agent struct {
 	o        NodeOptions
@@ -95,6 +100,9 @@ func RunNode(ctx context.Context, o NodeOptions) (err error) {
 		return err
 	}
 	apiserver.RouteKlog(o.Logger)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(agentGC)
+	}
 	lock, err := openNodeFolder(o.DataDir)
 	if err != nil {
 		return err
@@ -374,6 +382,7 @@ func (a *agent) start(ctx context.Context) error {
 	a.run(ctx, "probes", a.probes.Run)
 	a.run(ctx, "routes", a.keepRoutes)
 	a.work.Go(func() { trimMemory(ctx) })
+	a.work.Go(func() { dropPages(ctx) })
 	a.run(ctx, "objects", a.objects.run)
 	a.run(ctx, "nodes", a.nodes.Run)
 	a.run(ctx, "pods", a.node.Run)
