@@ -66,7 +66,7 @@ func TestRestartsWithGrowingPauses(t *testing.T) {
 			w.wait(45 * time.Second)
 		}
 		// At once, then after 10, 20 and 40 s.
-		if got, want := w.log.take(), "0s start web\n55s start web\n110s start web\n175s start web"; got != want {
+		if got, want := w.log.take(), "0.04s start web\n55s start web\n110s start web\n175s start web"; got != want {
 			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}
 		if s := w.status("a", "web"); s.RestartCount != 4 || s.LastTerminationState.Terminated.ExitCode != 1 {
@@ -108,7 +108,7 @@ func TestPhaseFollowsRestartPolicy(t *testing.T) {
 				w.create("{spec: {restartPolicy: " + test.policy + ", containers: [{name: one}, {name: two}]}}")
 				w.runtime.exit("uid-a", "one", test.codes[0], 0)
 				w.runtime.exit("uid-a", "two", test.codes[1], 0)
-				synctest.Wait()
+				w.wait(100 * time.Millisecond)
 				if got := w.pod("a").Status.Phase; got != test.phase {
 					t.Errorf("phase %s, want %s", got, test.phase)
 				}
@@ -140,14 +140,14 @@ func TestInitContainersAndSidecars(t *testing.T) {
 		w.runtime.exit("uid-a", "i2", 0, 0)
 		synctest.Wait()
 		w.runtime.exit("uid-a", "side", 1, 0) // comes again whatever the pod's policy says
-		synctest.Wait()
+		w.wait(50 * time.Millisecond)
 		w.find("uid-a", "side", prober.Startup, prober.Passed)
 		if ready(w.pod("a")) != corev1.ConditionTrue {
 			t.Errorf("not ready: %+v", w.pod("a").Status)
 		}
 		w.runtime.exit("uid-a", "m", 0, 0) // the sidecar does not keep the pod
 		synctest.Wait()
-		want := "0s pod a\n0s start i1\n0s start side\n0s start i2\n0s start m\n0s start side\n0s TERMINATED side"
+		want := "0s pod a\n0s start i1\n0s start side\n0s start i2\n0s start m\n0.04s start side\n0.05s TERMINATED side"
 		if got := w.log.take(); got != want {
 			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}
@@ -183,7 +183,7 @@ func TestFailedLivenessProbeRestarts(t *testing.T) {
 			t.Error("ready while it is being killed")
 		}
 		w.wait(31 * time.Second)
-		if got, want := w.log.take(), "0s TERMINATED web\n30s KILLED web\n30s start web"; got != want {
+		if got, want := w.log.take(), "0s TERMINATED web\n30s KILLED web\n30.04s start web"; got != want {
 			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}
 		w.saw("Container web failed liveness probe, will be restarted")
@@ -270,7 +270,7 @@ func TestDeadSandboxComesBackWithAnotherAddress(t *testing.T) {
 		w.create(web)
 		w.find("uid-a", "web", prober.Readiness, prober.Passed)
 		w.runtime.die("uid-a")
-		synctest.Wait()
+		w.wait(100 * time.Millisecond)
 		pod := w.pod("a")
 		if pod.Status.PodIP != "10.244.1.2" || ready(pod) != corev1.ConditionFalse {
 			t.Errorf("status %+v", pod.Status)

@@ -40,7 +40,7 @@ func TestDeathIsToldBeforeTheNextStart(t *testing.T) {
 				for release := range slices.Values(held) {
 					release()
 				}
-				synctest.Wait()
+				w.wait(2 * respite)
 				w.find("uid-a", "web", prober.Readiness, prober.Passed)
 				if got := ready(w.pod("a")); got != corev1.ConditionTrue {
 					t.Errorf("ready again: %s", got)

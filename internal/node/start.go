@@ -316,12 +316,23 @@ func (w *worker) exited(status container.Status) {
 		case status.Signal != 0:
 			how = fmt.Sprintf("was ended by signal %d", status.Signal)
 		}
-		w.event(corev1.EventTypeWarning, c.Name, "Exited", "Container %s %s", c.Name, how)
+		w.afterwards(func() { w.event(corev1.EventTypeWarning, c.Name, "Exited", "Container %s %s", c.Name, how) })
 	}
 	w.backOff(c, s)
 	if counted && w.end == nil && restarts(w.pod, c, status.ExitCode) {
 		w.report() // endpoints do not wait until it runs again
+		s.retryAt = latest(s.retryAt, time.Now().Add(respite))
 	}
+}
+
+// respite is how long everything else waits when a container that was ready has died, so that its endpoint leaves first: starting
+// the next one takes a processor for as long.
+const respite = 40 * time.Millisecond
+
+// afterwards has f called when endpoints have had their respite.
+func (w *worker) afterwards(f func()) {
+	w.later = append(w.later, f)
+	w.laterAt = time.Now().Add(respite)
 }
 
 // lastWords is the termination message (core/v1 Container.terminationMessagePolicy).
@@ -356,8 +367,11 @@ func (w *worker) sandboxDied(ctx context.Context) {
 	}
 	if counted {
 		w.report() // endpoints do not wait until it is made anew
+		w.retry.at = now.Add(respite)
 	}
-	w.event(corev1.EventTypeNormal, "", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+	w.afterwards(func() {
+		w.event(corev1.EventTypeNormal, "", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+	})
 	w.forgetSandbox(ctx)
 }
 

@@ -42,6 +42,9 @@ type worker struct {
 	hooks context.Context
 	work  sync.WaitGroup // the hooks that run
 
+	later   []func()  // what can wait until endpoints have been told
+	laterAt time.Time // when it is called
+
 	refreshAt time.Time         // when volumes are brought up to date
 	reported  *corev1.PodStatus // the newest status
 	settled   string            // resourceVersion of our last write: if the API keeps something else of it, it is not written again
@@ -127,6 +130,15 @@ func (w *worker) step(ctx context.Context) time.Time {
 		wake = w.keep(ctx, now)
 	}
 	w.report()
+	if len(w.later) > 0 {
+		if now.Before(w.laterAt) && w.end == nil {
+			return soonest(wake, w.laterAt)
+		}
+		for _, f := range w.later {
+			f()
+		}
+		w.later = nil
+	}
 	return wake
 }
 
