@@ -11,26 +11,21 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/client-go/util/cert"
 
 	"github.com/endpointd/endpointd/internal/apiserver"
-	"github.com/endpointd/endpointd/internal/apiserver/pki"
 	"github.com/endpointd/endpointd/internal/node"
 	"github.com/endpointd/endpointd/internal/node/container"
 	"github.com/endpointd/endpointd/internal/node/image"
@@ -162,63 +157,6 @@ func (a *agent) connect() error {
 	a.events = record.NewBroadcaster()
 	a.events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: a.client.CoreV1().Events("")})
 	a.recorder = a.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "endpointd", Host: a.o.Name})
-	return nil
-}
-
-// identify settles the node's name: the kubeconfig of a node is good for no other one.
-func (a *agent) identify(config *rest.Config) error {
-	certified := certifiedNode(config)
-	switch {
-	case a.o.Name == "" && certified != "":
-		a.o.Name = certified
-	case a.o.Name == "":
-		host, err := os.Hostname()
-		if err != nil {
-			return fmt.Errorf("name of this machine: %w: give the node one with --name", err)
-		}
-		a.o.Name = strings.ToLower(host)
-	case certified != "" && certified != a.o.Name:
-		return fmt.Errorf("kubeconfig %s is that of node %s, not of %s: leave out --name, or make another one with endpointd kubeconfig --node %s",
-			a.o.Kubeconfig, certified, a.o.Name, a.o.Name)
-	}
-	if problems := validation.IsDNS1123Subdomain(a.o.Name); len(problems) > 0 {
-		return fmt.Errorf("node name %q: %s: give another one with --name", a.o.Name, strings.Join(problems, "; "))
-	}
-	return nil
-}
-
-// certifiedNode is the node that the client certificate names, "" if there is none.
-func certifiedNode(config *rest.Config) string {
-	text := config.CertData
-	if len(text) == 0 && config.CertFile != "" {
-		var err error
-		if text, err = os.ReadFile(config.CertFile); err != nil {
-			return "" // the client will say so
-		}
-	}
-	certs, err := cert.ParseCertsPEM(text)
-	if err != nil {
-		return ""
-	}
-	name, ok := strings.CutPrefix(certs[0].Subject.CommonName, pki.NodeUserPrefix)
-	if !ok {
-		return ""
-	}
-	return name
-}
-
-// mayMakePods says what is missing for the agent's work, before anything is begun.
-func mayMakePods() error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return fmt.Errorf("capabilities of this process: %w", err)
-	}
-	const needed = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_NET_ADMIN
-	if data[0].Effective&needed != needed {
-		return errors.New("pods need namespaces and routes, which this user may not make: run endpointd node as root " +
-			"(CAP_SYS_ADMIN and CAP_NET_ADMIN), or use endpointd up, which does without")
-	}
 	return nil
 }
 

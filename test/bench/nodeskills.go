@@ -14,6 +14,9 @@ import (
 // podWait is how long one pod may take to leave or to come back.
 const podWait = 30 * time.Second
 
+// killPause lies between two deaths: what is measured is one, not a burst.
+const killPause = 200 * time.Millisecond
+
 // killRun is what was seen of pods that died, in milliseconds from the kill.
 type killRun struct {
 	status  []float64 // the pod's own object says that it is not ready
@@ -45,6 +48,11 @@ func (b *bench) killsPart(ctx context.Context, f *fleet) error {
 		{deleted, names[b.kills+few : b.kills+2*few], f.deleteOne},
 	} {
 		for _, name := range step.pods {
+			select { // until what the one before has caused is over
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-time.After(killPause):
+			}
 			if err := step.kill(ctx, name, step.run); err != nil {
 				return err
 			}
