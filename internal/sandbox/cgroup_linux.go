@@ -9,30 +9,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
-)
 
-// cgroupMount is where cgroup v2 is mounted, "" if it is not (proc_pid_mountinfo(5)).
-func cgroupMount(mountinfo string) string {
-	for line := range strings.Lines(mountinfo) {
-		before, after, _ := strings.Cut(line, " - ")
-		fields, kind := strings.Fields(before), strings.Fields(after)
-		if len(fields) > 4 && len(kind) > 0 && kind[0] == "cgroup2" {
-			return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\134`, `\`).Replace(fields[4])
-		}
-	}
-	return ""
-}
+	"github.com/endpointd/endpointd/internal/node/shim/cgroup"
+)
 
 // cgroupPath is the sandbox's own cgroup, "" where there is no cgroup v2.
 func cgroupPath(dataDir string) string {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return ""
-	}
-	mount := cgroupMount(string(text))
-	if mount == "" {
+	mount, ok := cgroup.Find()
+	if !ok {
 		return ""
 	}
 	sum := sha256.Sum256([]byte(dataDir))
@@ -50,7 +35,7 @@ func MakeCgroups(dataDir string, nodes []Node) map[string]string {
 	if err := os.Mkdir(root, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil
 	}
-	handDown(root)
+	_, _ = cgroup.Delegate(root) // what the machine does not hand down, the agents say
 	for _, n := range nodes {
 		path := filepath.Join(root, n.Name)
 		if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -59,18 +44,6 @@ func MakeCgroups(dataDir string, nodes []Node) map[string]string {
 		paths[n.Name] = path
 	}
 	return paths
-}
-
-// handDown gives every controller that a cgroup has to those below it.
-func handDown(cgroup string) {
-	text, err := os.ReadFile(filepath.Join(cgroup, "cgroup.controllers"))
-	if err != nil {
-		return
-	}
-	for controller := range strings.FieldsSeq(string(text)) {
-		// One by one: a controller that can not be handed down does not keep the others.
-		_ = os.WriteFile(filepath.Join(cgroup, "cgroup.subtree_control"), []byte("+"+controller), 0)
-	}
 }
 
 // cgroupGrace is how long the kernel may take to end what was killed.

@@ -80,18 +80,6 @@ func TestLogFileIsBounded(t *testing.T) {
 	}
 }
 
-func TestCgroupMount(t *testing.T) {
-	hybrid := `31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
-32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu
-41 31 0:38 / /sys/fs/cgroup/uni\040fied rw,relatime shared:9 master:1 - cgroup2 cgroup2 rw
-`
-	for text, want := range map[string]string{hybrid: "/sys/fs/cgroup/uni fied", "": "", "nonsense\n": ""} {
-		if got := cgroupMount(text); got != want {
-			t.Errorf("%q: %q, want %q", text, got, want)
-		}
-	}
-}
-
 func TestLookPath(t *testing.T) {
 	dir := t.TempDir()
 	check(t, os.Mkdir(filepath.Join(dir, "folder"), 0o755))
