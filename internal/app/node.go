@@ -434,6 +434,9 @@ func (a *agent) close() {
 			a.o.Logger.Warn("runtime", "err", err)
 		}
 	}
+	if a.o.Cgroup == "" && a.groups != "" {
+		_ = os.Remove(a.groups) // ours, and gone if no pod runs on
+	}
 	if err := a.network.Stop(); err != nil {
 		a.o.Logger.Warn("network", "err", err)
 	}
