@@ -13,10 +13,12 @@ import (
 
 // ending is a pod's way out: its endpoints are terminating; nothing new comes to it after the drain; preStop; the signal; the kill.
 type ending struct {
-	began  time.Time
-	drain  time.Time // until when nobody is told: data planes stop leading new connections here
-	remove bool      // the object goes, too; else the pod has failed and stays to be looked at
+	began time.Time
+	drain time.Time // until when nobody is told: data planes stop leading new connections here
 }
+
+// unwanted reports whether the pod is to go with its object. One that only failed stays to be looked at.
+func (w *worker) unwanted() bool { return w.removed || w.pod.DeletionTimestamp != nil }
 
 // stopping is a container's way out.
 type stopping struct {
@@ -33,7 +35,7 @@ const minAfterHook = 2 * time.Second
 
 // beginEnd starts the way out.
 func (w *worker) beginEnd(now time.Time) {
-	w.end = &ending{began: now, remove: w.removed || w.pod.DeletionTimestamp != nil}
+	w.end = &ending{began: now}
 	if w.reported != nil && isReady(w.reported) {
 		w.end.drain = now.Add(min(w.agent.options.DrainGrace, w.grace()/2))
 	}
@@ -47,7 +49,6 @@ func isReady(s *corev1.PodStatus) bool {
 
 // finish goes on with the way out: main containers first, then sidecars, the last one first (KEP-753), then everything else.
 func (w *worker) finish(ctx context.Context, now time.Time) time.Time {
-	w.end.remove = w.end.remove || w.removed || w.pod.DeletionTimestamp != nil
 	deadline := w.end.began.Add(w.grace())
 	if now.Before(w.end.drain) && now.Before(deadline) {
 		return soonest(w.end.drain, deadline)
@@ -77,7 +78,7 @@ func (w *worker) finish(ctx context.Context, now time.Time) time.Time {
 		return w.pushStops(ctx, now)
 	}
 	w.seen.ended = true
-	if !w.end.remove {
+	if !w.unwanted() {
 		w.end = nil
 		return now // to settle
 	}

@@ -117,7 +117,7 @@ func (w *worker) step(ctx context.Context) time.Time {
 	if w.seen.startTime.IsZero() {
 		w.seen.startTime = now
 	}
-	if w.end == nil && (w.removed || w.pod.DeletionTimestamp != nil) {
+	if w.end == nil && w.unwanted() {
 		w.beginEnd(now)
 	}
 	var wake time.Time
