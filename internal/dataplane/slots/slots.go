@@ -56,11 +56,24 @@ type Source struct {
 // A Table is what a kernel holds. Make one with [New]; fill it with what was read back, or with [Table.Apply].
 type Table struct {
 	Frontends map[model.FrontendKey]Frontend
-	Pools     map[PoolID][]netip.AddrPort // the slots of each pool, none of them zero; no pool is empty
-	Sources   map[Source]struct{}
-	// Hairpins counts, for each address of an endpoint on this node, the slots that lead to it: a packet from there to there is masqueraded.
-	// It follows from the Pools and Snapshots, and is not read back as counts: see [Table.Adopt].
+	Pools     map[PoolID][]netip.AddrPort // the slots of each pool; no pool is empty, and none has a zero slot unless a kernel lost it
+	Sources   map[model.FrontendKey]map[netip.Prefix]struct{}
+	// Hairpins counts, for each address of an endpoint on this node, the slots that lead to it: a packet from there to there is masqueraded. A
+	// kernel has the addresses only: what is read back counts as 1 each.
 	Hairpins map[netip.Addr]int
+}
+
+// AddSource notes that a range may reach a frontend.
+func (t *Table) AddSource(s Source) {
+	if t.Sources[s.Frontend] == nil {
+		t.Sources[s.Frontend] = map[netip.Prefix]struct{}{}
+	}
+	t.Sources[s.Frontend][s.Range] = struct{}{}
+}
+
+func (t *Table) has(s Source) bool {
+	_, ok := t.Sources[s.Frontend][s.Range]
+	return ok
 }
 
 // A FrontendChange replaces what a frontend was. Was or Now is zero if there was or will be none.
@@ -99,6 +112,6 @@ func (c *Change) None() bool {
 func New() *Table {
 	return &Table{
 		Frontends: map[model.FrontendKey]Frontend{}, Pools: map[PoolID][]netip.AddrPort{},
-		Sources: map[Source]struct{}{}, Hairpins: map[netip.Addr]int{},
+		Sources: map[model.FrontendKey]map[netip.Prefix]struct{}{}, Hairpins: map[netip.Addr]int{},
 	}
 }
