@@ -61,7 +61,10 @@ type Options struct {
 	Mirror func(static types.UID) (*corev1.Pod, bool)
 	// LastWords is the termination message of a container that has ended; logFile is where its output went.
 	LastWords func(pod *corev1.Pod, c *corev1.Container, s *container.Status, logFile string) string
-	// DrainGrace is how long a ready pod that is to end is left alone, so that data planes stop leading new connections to it first.
+	// Traffic hears first of pods that can serve no more; nil = nobody wants to.
+	Traffic Traffic
+	// DrainGrace is how long a ready pod that is to end is left alone, so that data planes stop leading new connections to it first. With
+	// Traffic it is the longest time. It is never more than half of the pod's grace period.
 	DrainGrace time.Duration
 	Logger     *slog.Logger
 }
