@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -91,6 +92,14 @@ type Options[T Object] struct {
 	Changed func(was, now T)
 	// Transform may modify an object before it is stored. managedFields are gone already. Nil = as it is.
 	Transform func(T)
+	// Thin keeps nothing of an object but its metadata's namespace, name, uid and resourceVersion: that is all that Get and List give and that was
+	// says; now is whole. A was that is gone has the version at which it went. For those who keep in their own way what they are told.
+	Thin bool
+	// Seen is told, after Changed, up to which resourceVersion everything was told. Nil = nobody. Called from the goroutine of Changed.
+	Seen func(resourceVersion string)
+	// Hold is called before the differences of a list are told, and what it returns after them: between the two, the changes do not make sense
+	// one by one. Nil = nobody. Called from the goroutine of Changed.
+	Hold func() (release func())
 	// ListFirst never asks the server to stream the initial list. For clients in memory, which cannot.
 	ListFirst bool
 	Logger    *slog.Logger // nil = none
@@ -104,10 +113,38 @@ type Store[T Object] struct {
 	idle   chan struct{} // closed when ended is true and calls is 0
 
 	mu      sync.RWMutex // guards the fields below
-	objects map[types.NamespacedName]T
+	objects map[types.NamespacedName]held[T]
 	lost    time.Time // when the API went away; zero = it is there
 	calls   int       // requests under way: the reflector does not wait for a list that it has given up
 	ended   bool      // no more requests
+}
+
+// held is an object in the store. With Thin, whole is zero.
+type held[T Object] struct {
+	whole   T
+	uid     types.UID
+	version string
+}
+
+func (s *Store[T]) hold(obj T) held[T] {
+	h := held[T]{whole: obj, uid: obj.GetUID(), version: obj.GetResourceVersion()}
+	if s.o.Thin {
+		h.whole = *new(T)
+	}
+	return h
+}
+
+// object is what the store gives for what it holds.
+func (s *Store[T]) object(name types.NamespacedName, h held[T]) T {
+	if !s.o.Thin {
+		return h.whole
+	}
+	obj := newOf[T]()
+	obj.SetNamespace(name.Namespace)
+	obj.SetName(name.Name)
+	obj.SetUID(h.uid)
+	obj.SetResourceVersion(h.version)
+	return obj
 }
 
 // New makes an empty Store.
@@ -116,23 +153,27 @@ func New[T Object](o Options[T]) *Store[T] {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Store[T]{o: o, log: log.With("watch", o.Name), synced: make(chan struct{}), idle: make(chan struct{}), objects: map[types.NamespacedName]T{}}
+	return &Store[T]{o: o, log: log.With("watch", o.Name), synced: make(chan struct{}), idle: make(chan struct{}), objects: map[types.NamespacedName]held[T]{}}
 }
 
 // Get returns an object by namespace ("" where the kind has none) and name.
 func (s *Store[T]) Get(namespace, name string) (T, bool) {
+	key := types.NamespacedName{Namespace: namespace, Name: name}
 	s.mu.RLock()
-	defer s.mu.RUnlock()
-	obj, ok := s.objects[types.NamespacedName{Namespace: namespace, Name: name}]
-	return obj, ok
+	h, ok := s.objects[key]
+	s.mu.RUnlock()
+	if !ok {
+		return *new(T), false
+	}
+	return s.object(key, h), true
 }
 
 // List returns all objects by namespace and name.
 func (s *Store[T]) List() []T {
 	s.mu.RLock()
 	all := make([]T, 0, len(s.objects))
-	for _, obj := range s.objects {
-		all = append(all, obj)
+	for name, h := range s.objects {
+		all = append(all, s.object(name, h))
 	}
 	s.mu.RUnlock()
 	slices.SortFunc(all, func(a, b T) int {
@@ -305,12 +346,19 @@ func (k *sink[T]) Add(obj any) error    { return k.put(obj) }
 func (k *sink[T]) Update(obj any) error { return k.put(obj) }
 func (k *sink[T]) Resync() error        { return nil }
 
+// UpdateResourceVersion makes it a cache.ResourceVersionUpdater: it is called after each event, and for bookmarks.
+func (k *sink[T]) UpdateResourceVersion(version string) {
+	if k.s.o.Seen != nil {
+		k.s.o.Seen(version)
+	}
+}
+
 func (k *sink[T]) Delete(obj any) error {
-	now, ok := obj.(T)
+	gone, ok := obj.(T)
 	if !ok {
 		return fmt.Errorf("watch %s: a deleted %T is none of its objects", k.s.o.Name, obj)
 	}
-	k.s.set(nameOf(now), *new(T))
+	k.s.remove(nameOf(gone), gone.GetResourceVersion())
 	return nil
 }
 
@@ -319,14 +367,13 @@ func (k *sink[T]) put(obj any) error {
 	if !ok {
 		return fmt.Errorf("watch %s: %T is none of its objects", k.s.o.Name, obj)
 	}
-	k.s.prepare(now)
-	k.s.set(nameOf(now), now)
+	k.s.put(now)
 	return nil
 }
 
 // Replace takes a list as the whole truth and tells the differences: first what is gone, so that names and addresses are
 // free again, then the rest in the list's order.
-func (k *sink[T]) Replace(list []any, _ string) error {
+func (k *sink[T]) Replace(list []any, version string) error {
 	listed := make(map[types.NamespacedName]bool, len(list))
 	for _, obj := range list {
 		now, ok := obj.(T)
@@ -335,59 +382,85 @@ func (k *sink[T]) Replace(list []any, _ string) error {
 		}
 		listed[nameOf(now)] = true
 	}
-	for _, was := range k.s.List() {
-		if !listed[nameOf(was)] {
-			k.s.set(nameOf(was), *new(T))
+	if k.s.o.Hold != nil {
+		defer k.s.o.Hold()()
+	}
+	for _, name := range k.s.names() {
+		if !listed[name] {
+			k.s.remove(name, version)
 		}
 	}
 	for _, obj := range list {
-		now := obj.(T)
-		if was, ok := k.s.Get(now.GetNamespace(), now.GetName()); ok &&
-			was.GetUID() == now.GetUID() && was.GetResourceVersion() == now.GetResourceVersion() {
-			continue
+		if now := obj.(T); !k.s.has(now) {
+			k.s.put(now)
 		}
-		k.s.prepare(now)
-		k.s.set(nameOf(now), now)
 	}
+	k.UpdateResourceVersion(version)
 	if !k.s.HasSynced() {
 		close(k.s.synced)
 	}
 	return nil
 }
 
-func (s *Store[T]) prepare(obj T) {
-	obj.SetManagedFields(nil)
-	if s.o.Transform != nil {
-		s.o.Transform(obj)
-	}
+// names are those of all objects, in order.
+func (s *Store[T]) names() []types.NamespacedName {
+	s.mu.RLock()
+	names := slices.Collect(maps.Keys(s.objects))
+	s.mu.RUnlock()
+	slices.SortFunc(names, func(a, b types.NamespacedName) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return names
 }
 
-// set stores now under its name, or nothing where it is zero, and tells what changed.
-func (s *Store[T]) set(name types.NamespacedName, now T) {
-	var none T
-	s.mu.Lock()
-	was := s.objects[name]
-	replaced := was != none && now != none && was.GetUID() != now.GetUID()
-	if now == none || replaced {
-		delete(s.objects, name)
-	} else {
-		s.objects[name] = now
+// has says whether the store holds this very version.
+func (s *Store[T]) has(obj T) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	h, ok := s.objects[nameOf(obj)]
+	return ok && h.uid == obj.GetUID() && h.version == obj.GetResourceVersion()
+}
+
+// put stores an object under its name, and tells what changed.
+func (s *Store[T]) put(now T) {
+	now.SetManagedFields(nil)
+	if s.o.Transform != nil {
+		s.o.Transform(now)
 	}
+	name, next := nameOf(now), s.hold(now)
+	s.mu.RLock()
+	was, ok := s.objects[name]
+	s.mu.RUnlock()
+	if ok && was.uid != next.uid { // another of the same name
+		s.remove(name, next.version)
+		ok = false
+	}
+	s.mu.Lock()
+	s.objects[name] = next
 	s.mu.Unlock()
-	if replaced {
-		s.tell(was, none)
-		s.set(name, now)
+	if s.o.Changed == nil {
 		return
 	}
-	if was != none || now != none {
-		s.tell(was, now)
+	var before T
+	if ok {
+		before = s.object(name, was)
 	}
+	s.o.Changed(before, now)
 }
 
-func (s *Store[T]) tell(was, now T) {
-	if s.o.Changed != nil {
-		s.o.Changed(was, now)
+// remove forgets an object that went at a version, and tells of it if there was one.
+func (s *Store[T]) remove(name types.NamespacedName, version string) {
+	s.mu.Lock()
+	was, ok := s.objects[name]
+	delete(s.objects, name)
+	s.mu.Unlock()
+	if !ok || s.o.Changed == nil {
+		return
 	}
+	if s.o.Thin {
+		was.version = version
+	}
+	s.o.Changed(s.object(name, was), *new(T))
 }
 
 func nameOf[T Object](obj T) types.NamespacedName {

@@ -263,3 +263,81 @@ func TestListIsSortedAndACopy(t *testing.T) {
 		}
 	})
 }
+
+// A thin store tells everything and keeps identities; Seen and Hold frame what it tells.
+func TestThinStoreKeepsIdentitiesOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := controllertest.NewAPI()
+		server := apitest.New(api)
+		defer server.Close()
+		user := api.Client().CoreV1().Pods("default")
+		create := func(name string) *corev1.Pod {
+			t.Helper()
+			p, err := user.Create(t.Context(), pod(name, "n"), metav1.CreateOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}
+		a := create("a")
+		var told []string
+		store := watch.New(watch.Options[*corev1.Pod]{
+			Name: "pods", Source: watch.From(server.Client().CoreV1().Pods("")), Thin: true, ListFirst: true,
+			Changed: func(was, now *corev1.Pod) {
+				switch {
+				case now == nil:
+					told = append(told, "-"+was.Name+"@"+was.ResourceVersion)
+				case now.Spec.NodeName != "n":
+					t.Errorf("told of %s without its spec", now.Name)
+				default:
+					told = append(told, "+"+now.Name)
+				}
+				if was != nil && was.Spec.NodeName != "" {
+					t.Errorf("kept the spec of %s", was.Name)
+				}
+			},
+			Seen: func(version string) { told = append(told, "seen "+version) },
+			Hold: func() func() {
+				told = append(told, "hold")
+				return func() { told = append(told, "release") }
+			},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- store.Run(ctx) }()
+		wants := func(want string) {
+			t.Helper()
+			synctest.Wait()
+			if got := strings.Join(told, " "); got != want {
+				t.Errorf("told %q, want %q", got, want)
+			}
+			told = nil
+		}
+		<-store.Synced()
+		wants("hold +a seen " + a.ResourceVersion + " release")
+		if got, ok := store.Get("default", "a"); !ok || got.UID != a.UID || got.ResourceVersion != a.ResourceVersion || got.Spec.NodeName != "" {
+			t.Errorf("holds %v, want what identifies it", got)
+		}
+		b := create("b")
+		wants("+b seen " + b.ResourceVersion)
+		if err := user.Delete(t.Context(), "a", *metav1.NewDeleteOptions(0)); err != nil {
+			t.Fatal(err)
+		}
+		gone := api.Revision()
+		wants("-a@" + gone + " seen " + gone)
+
+		server.Down()
+		if err := user.Delete(t.Context(), "b", *metav1.NewDeleteOptions(0)); err != nil {
+			t.Fatal(err)
+		}
+		create("c")
+		api.Compact()
+		server.Up()
+		<-time.After(time.Second)
+		wants("hold -b@" + api.Revision() + " +c seen " + api.Revision() + " release")
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
