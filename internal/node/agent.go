@@ -203,6 +203,7 @@ func (a *Agent) start(w *worker) {
 		if a.ctx.Err() != nil {
 			return
 		}
+		w.standing.forget()
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		delete(a.workers, w.uid)
@@ -213,7 +214,7 @@ func (a *Agent) start(w *worker) {
 	})
 }
 
-// dispatch brings what happens to the workers.
+// dispatch brings what happens to the workers. Nothing here may wait.
 func (a *Agent) dispatch(ctx context.Context, r container.Runtime) {
 	for {
 		select {
@@ -223,12 +224,8 @@ func (a *Agent) dispatch(ctx context.Context, r container.Runtime) {
 			a.mu.Lock()
 			w := a.workers[types.UID(e.Pod)]
 			a.mu.Unlock()
-			switch {
-			case w == nil:
-			case e.Container == nil:
-				w.inbox.post(func() { w.sandboxDied(ctx) })
-			default:
-				w.inbox.post(func() { w.exited(*e.Container) })
+			if w != nil {
+				w.take(ctx, e)
 			}
 		}
 	}

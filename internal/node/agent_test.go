@@ -259,7 +259,7 @@ func TestForceDeletedPodEnds(t *testing.T) {
 		w.log.take()
 		w.deletePod("a", 0)
 		w.wait(time.Second)
-		if got, want := w.log.take(), "0.1s TERMINATED web\n0.1s remove a"; got != want {
+		if got, want := w.log.take(), "0s TERMINATED web\n0s remove a"; got != want {
 			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}
 	})

@@ -143,6 +143,10 @@ func isInit(pod *corev1.Pod, name string) bool {
 	return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
 }
 
+func isEphemeral(pod *corev1.Pod, name string) bool {
+	return slices.ContainsFunc(pod.Spec.EphemeralContainers, func(c corev1.EphemeralContainer) bool { return c.Name == name })
+}
+
 // pause sets when a container that has just exited may be started again.
 func (s *containerState) pause() {
 	if s.current.FinishedAt.Sub(s.current.StartedAt) >= resetAfter {

@@ -19,10 +19,13 @@ type restored struct {
 	started, ready bool
 }
 
-// probe begins the probes of a container that runs. The startup probe comes first, so that the others wait for it.
+// probe begins to watch a container that runs, with its probes. The startup probe comes first, so that the others wait for it.
 func (w *worker) probe(c *corev1.Container, s *containerState, before restored) {
 	if isInit(w.pod, c.Name) && !sidecar(c) {
 		return
+	}
+	if !isEphemeral(w.pod, c.Name) {
+		w.standing.count(c.Name, s.current.Attempt)
 	}
 	for _, kind := range prober.Kinds() {
 		p := probeOf(c, kind)
@@ -54,7 +57,9 @@ func (w *worker) listen(c *corev1.Container, s *containerState, kind prober.Kind
 	attempt, failing := s.current.Attempt, false
 	name, threshold := c.Name, spec.FailureThreshold
 	spec.OnResult = func(r prober.Result) {
+		noticed := r == prober.Failed && w.standing.failed(name, attempt, kind)
 		w.inbox.post(func() {
+			w.standing.hear(noticed)
 			if s.running() && s.current.Attempt == attempt {
 				w.verdict(name, kind, r, failing)
 				failing = r == prober.Failed
@@ -103,6 +108,7 @@ func (w *worker) verdict(name string, kind prober.Kind, r prober.Result, failed 
 // unprobe ends the probes of a container that has ended.
 func (w *worker) unprobe(c *corev1.Container) {
 	if c != nil {
+		w.standing.discount(c.Name)
 		w.agent.options.Probes.RemoveContainer(string(w.uid), c.Name)
 	}
 }

@@ -173,7 +173,7 @@ func terminated(c *containerState, scheme string) *corev1.ContainerStateTerminat
 // conditions are those of the kubelet, in its order, after those of others.
 func conditions(pod *corev1.Pod, o *observed, s *corev1.PodStatus, now time.Time) []corev1.PodCondition {
 	own := []corev1.PodCondition{
-		sandboxCondition(o), initializedCondition(pod, s), {Type: corev1.PodReady}, containersCondition(pod, s), {Type: corev1.PodScheduled, Status: corev1.ConditionTrue},
+		sandboxCondition(o), initializedCondition(pod, s), {Type: corev1.PodReady}, containersCondition(pod, o, s), {Type: corev1.PodScheduled, Status: corev1.ConditionTrue},
 	}
 	all := slices.Clone(pod.Status.Conditions)
 	all = slices.DeleteFunc(all, func(c corev1.PodCondition) bool {
@@ -229,7 +229,7 @@ func initializedCondition(pod *corev1.Pod, s *corev1.PodStatus) corev1.PodCondit
 	return c
 }
 
-func containersCondition(pod *corev1.Pod, s *corev1.PodStatus) corev1.PodCondition {
+func containersCondition(pod *corev1.Pod, o *observed, s *corev1.PodStatus) corev1.PodCondition {
 	c := corev1.PodCondition{Type: corev1.ContainersReady, Status: corev1.ConditionFalse}
 	switch s.Phase {
 	case corev1.PodSucceeded:
@@ -239,6 +239,10 @@ func containersCondition(pod *corev1.Pod, s *corev1.PodStatus) corev1.PodConditi
 		c.Reason = reasonPodFailed
 		return c
 	case corev1.PodPending, corev1.PodRunning, corev1.PodUnknown:
+	}
+	if o.failure != nil { // it is being ended, and its endpoints go first
+		c.Reason = reasonPodFailed
+		return c
 	}
 	var unready []string
 	for i := range s.InitContainerStatuses {

@@ -43,6 +43,7 @@ type report struct {
 	worker *worker
 	pod    *corev1.Pod // the object to write, as last known
 	status corev1.PodStatus
+	ticket uint64 // not zero = the standing waits for the API's answer, even if nothing changes
 	remove bool
 }
 
@@ -67,11 +68,11 @@ func (s *statuses) run(ctx context.Context) {
 	writers.Wait()
 }
 
-// set has the status written to the object.
-func (s *statuses) set(w *worker, pod *corev1.Pod, status corev1.PodStatus) {
+// set has the status written to the object. The worker's standing gets the answer, with the ticket.
+func (s *statuses) set(w *worker, pod *corev1.Pod, status corev1.PodStatus, ticket uint64) {
 	s.mu.Lock()
 	r := s.todo[w.uid]
-	s.todo[w.uid] = report{worker: w, pod: pod, status: status, remove: r.remove}
+	s.todo[w.uid] = report{worker: w, pod: pod, status: status, ticket: ticket, remove: r.remove}
 	s.mu.Unlock()
 	s.queue.Add(w.uid)
 }
@@ -97,11 +98,12 @@ func (s *statuses) next(ctx context.Context) bool {
 	if !ok {
 		return true
 	}
-	pod, err := s.write(ctx, r)
+	pod, replaced, err := s.write(ctx, r)
 	switch {
 	case err == nil:
 		s.queue.Forget(uid)
-		r.worker.inbox.post(func() { r.worker.wrote(pod) })
+		r.worker.standing.answered(r.ticket, pod)
+		r.worker.inbox.post(func() { r.worker.wrote(r, pod, replaced) })
 	case ctx.Err() == nil:
 		s.log.Debug("status not written, trying again", "pod", r.pod.Namespace+"/"+r.pod.Name, "err", err)
 		s.mu.Lock()
@@ -117,42 +119,42 @@ func (s *statuses) next(ctx context.Context) bool {
 	return true
 }
 
-// write returns the object as it is then, nil when it is gone.
-func (s *statuses) write(ctx context.Context, r report) (*corev1.Pod, error) {
+// write returns the object as it is then, nil when it is gone, and whether the status replaced the object's.
+func (s *statuses) write(ctx context.Context, r report) (pod *corev1.Pod, replaced bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	pods := s.client.Pods(r.pod.Namespace)
-	pod := r.pod
-	if !sameStatus(&r.pod.Status, &r.status) {
-		var err error
-		if pod, err = writeStatus(ctx, pods, r); err != nil {
-			return nil, s.explain(ctx, r.pod, err)
+	pod = r.pod
+	if r.ticket != 0 || !sameStatus(&r.pod.Status, &r.status) {
+		if pod, replaced, err = writeStatus(ctx, pods, r); err != nil {
+			return nil, false, s.explain(ctx, r.pod, err)
 		}
 	}
 	if !r.remove {
-		return pod, nil
+		return pod, replaced, nil
 	}
-	err := pods.Delete(ctx, r.pod.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0)), Preconditions: metav1.NewUIDPreconditions(string(r.pod.UID))})
+	err = pods.Delete(ctx, r.pod.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0)), Preconditions: metav1.NewUIDPreconditions(string(r.pod.UID))})
 	if err != nil {
-		return nil, s.explain(ctx, r.pod, err)
+		return nil, false, s.explain(ctx, r.pod, err)
 	}
-	return nil, nil //nolint:nilnil // documented
+	return nil, false, nil
 }
 
 // writeStatus replaces the status of the object that is known, which costs the API half of what a patch does. If that one is not the newest,
-// somebody else has written, and it is patched.
-func writeStatus(ctx context.Context, pods corev1client.PodInterface, r report) (*corev1.Pod, error) {
-	replaced := *r.pod // a shallow copy: only the status is another one
-	replaced.Status = r.status
-	pod, err := pods.UpdateStatus(ctx, &replaced, metav1.UpdateOptions{})
+// somebody else has written, and it is patched: what comes of it may be another status.
+func writeStatus(ctx context.Context, pods corev1client.PodInterface, r report) (pod *corev1.Pod, replaced bool, err error) {
+	next := *r.pod // a shallow copy: only the status is another one
+	next.Status = r.status
+	pod, err = pods.UpdateStatus(ctx, &next, metav1.UpdateOptions{})
 	if !apierrors.IsConflict(err) {
-		return pod, err
+		return pod, true, err
 	}
 	patch, err := statusPatch(r.pod, &r.status)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return pods.Patch(ctx, r.pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	pod, err = pods.Patch(ctx, r.pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	return pod, false, err
 }
 
 // explain turns an error into nil if the pod is gone. A conflict may mean so: another pod of this name is there then.

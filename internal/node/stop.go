@@ -13,8 +13,10 @@ import (
 
 // ending is a pod's way out: its endpoints are terminating; nothing new comes to it after the drain; preStop; the signal; the kill.
 type ending struct {
-	began time.Time
-	drain time.Time // until when nobody is told: data planes stop leading new connections here
+	began   time.Time
+	drain   time.Time // until when nobody is told, at the latest: data planes stop leading new connections here
+	drained bool      // they have
+	enough  func()    // ends the waiting for them; nil = nobody waits
 }
 
 // unwanted reports whether the pod is to go with its object. One that only failed stays to be looked at.
@@ -33,12 +35,43 @@ type stopping struct {
 // minAfterHook is what a container gets after a preStop hook that used up the grace period, as in the kubelet.
 const minAfterHook = 2 * time.Second
 
+// forced reports whether the pod is to end at once: without a grace period, or its object is gone. That of a static pod is no such
+// sign, since its manifest is what went.
+func (w *worker) forced() bool { return w.removed && !w.static || w.grace() == 0 }
+
 // beginEnd starts the way out.
 func (w *worker) beginEnd(now time.Time) {
 	w.end = &ending{began: now}
-	if w.reported != nil && isReady(w.reported) {
-		w.end.drain = now.Add(min(w.agent.options.DrainGrace, w.grace()/2))
+	uid := w.standing.end()
+	known := w.reported
+	if known == nil { // by an earlier life of the agent
+		_, _, s := w.status()
+		known = &s
 	}
+	limit := min(w.agent.options.DrainGrace, w.grace()/2)
+	if !isReady(known) || w.forced() || limit <= 0 {
+		return
+	}
+	traffic := w.agent.options.Traffic
+	switch {
+	case traffic == nil:
+		w.end.drain = now.Add(limit)
+	case uid != "":
+		w.end.drain = now.Add(limit)
+		w.drain(traffic, uid, limit)
+	}
+}
+
+// drain waits for the data planes in a goroutine that the worker waits for.
+func (w *worker) drain(traffic Traffic, uid string, limit time.Duration) {
+	end := w.end
+	ctx, cancel := context.WithTimeout(w.hooks, limit)
+	end.enough = cancel
+	w.work.Go(func() {
+		defer cancel()
+		traffic.Drain(ctx, uid)
+		w.inbox.post(func() { end.drained = true })
+	})
 }
 
 func isReady(s *corev1.PodStatus) bool {
@@ -50,8 +83,11 @@ func isReady(s *corev1.PodStatus) bool {
 // finish goes on with the way out: main containers first, then sidecars, the last one first (KEP-753), then everything else.
 func (w *worker) finish(ctx context.Context, now time.Time) time.Time {
 	deadline := w.end.began.Add(w.grace())
-	if now.Before(w.end.drain) && now.Before(deadline) {
+	if !w.end.drained && !w.forced() && now.Before(w.end.drain) && now.Before(deadline) {
 		return soonest(w.end.drain, deadline)
+	}
+	if w.end.enough != nil {
+		w.end.enough()
 	}
 	inits, sidecars, mains := split(w.pod)
 	for i := range w.pod.Spec.EphemeralContainers {

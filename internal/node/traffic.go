@@ -27,9 +27,8 @@ type Traffic interface {
 	Down(uid string, why Fact)
 	// Up takes a Down back: the API says that the pod is ready, and was asked after the Down.
 	Up(uid string)
-	// Forget tells that nothing of the pod is left here, and that its UID never comes again. It was Down, and must stay so while a
-	// slice still names it.
+	// Forget tells that the UID never comes again. If it was Down it must stay so while a slice still names it.
 	Forget(uid string)
-	// Drain returns when new connections are led there no more, from any node, or when ctx ends. Down(uid, Draining) came before.
+	// Drain returns when new connections are led there no more, from any node, or when ctx ends. A Down came before.
 	Drain(ctx context.Context, uid string)
 }

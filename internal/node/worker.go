@@ -23,12 +23,13 @@ const (
 	labelIPs = "ips" // of a container: the pod's addresses, comma-separated
 )
 
-// worker owns one pod. Everything but uid, agent and inbox belongs to its goroutine.
+// worker owns one pod. Everything but uid, agent, inbox and standing belongs to its goroutine.
 type worker struct {
-	agent *Agent
-	uid   types.UID
-	inbox *inbox
-	log   *slog.Logger
+	agent    *Agent
+	uid      types.UID
+	inbox    *inbox
+	standing *standing
+	log      *slog.Logger
 
 	pod     *corev1.Pod // the newest known object, by resourceVersion
 	static  bool        // from a manifest: the API has only its mirror
@@ -47,17 +48,28 @@ type worker struct {
 
 	refreshAt time.Time         // when volumes are brought up to date
 	reported  *corev1.PodStatus // the newest status
-	settled   string            // resourceVersion of our last write: if the API keeps something else of it, it is not written again
+	settled   settled           // our last write
 	deleted   bool              // the API was told that nothing is left, and agrees
 	cleaned   bool              // nothing is left here
 }
 
+// settled is a status that was written, and the resourceVersion that came of it. If the API keeps something else of it, it is not written
+// again.
+type settled struct {
+	version string
+	status  *corev1.PodStatus
+}
+
 func newWorker(a *Agent, pod *corev1.Pod, static bool) *worker {
-	return &worker{
-		agent: a, uid: pod.UID, inbox: newInbox(), pod: pod, static: static,
+	w := &worker{
+		agent: a, uid: pod.UID, inbox: newInbox(), standing: &standing{traffic: a.options.Traffic}, pod: pod, static: static,
 		log:  a.options.Logger.With("pod", pod.Namespace+"/"+pod.Name),
 		seen: observed{containers: map[string]*containerState{}},
 	}
+	if !static {
+		w.standing.meet(pod)
+	}
+	return w
 }
 
 // run returns when nothing of the pod is left, or when ctx ends: then the pod runs on.
@@ -71,6 +83,7 @@ func (w *worker) run(ctx context.Context, left *container.Pod) {
 		w.agent.await(ctx) // what the API knows of it is in its mirror
 	}
 	w.adopt(ctx, left)
+	w.standing.meet(w.object())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -224,35 +237,82 @@ func (w *worker) settle(ctx context.Context, now time.Time) time.Time {
 	return wake
 }
 
-// report hands the status over if it is another one than the API has.
-func (w *worker) report() {
-	target := w.pod
-	if w.static {
-		if target = w.agent.mirror(w.uid); target == nil {
-			target = w.pod
-		}
+// take is what the runtime tells; it is called by who heard of it.
+func (w *worker) take(ctx context.Context, e container.Event) {
+	if e.Container == nil {
+		noticed := w.standing.sandboxDied()
+		w.inbox.post(func() {
+			w.standing.hear(noticed)
+			w.sandboxDied(ctx)
+		})
+		return
 	}
-	s := status(target, &w.seen, w.agent.facts, time.Now())
-	if w.reported != nil && sameStatus(w.reported, &s) && (sameStatus(&target.Status, &s) || target.ResourceVersion == w.settled) {
+	noticed := w.standing.exited(e.Container.Name, e.Container.Attempt)
+	w.inbox.post(func() {
+		w.standing.hear(noticed)
+		w.exited(*e.Container)
+	})
+}
+
+// object is the API's, nil while it has none.
+func (w *worker) object() *corev1.Pod {
+	if w.static {
+		return w.agent.mirror(w.uid)
+	}
+	return w.pod
+}
+
+// status is what the object is to show, or for want of one the pod itself.
+func (w *worker) status() (object, target *corev1.Pod, s corev1.PodStatus) {
+	object = w.object()
+	target = object
+	if object == nil {
+		target = w.pod
+	}
+	return object, target, status(target, &w.seen, w.agent.facts, time.Now())
+}
+
+// report tells who leads connections here, and hands the status over if it is another one than the API has.
+func (w *worker) report() {
+	object, target, s := w.status()
+	ticket, owed := w.standing.see(object, isReady(&s), w.unable())
+	same := sameStatus(&target.Status, &s)
+	settled := target.ResourceVersion == w.settled.version && sameStatus(w.settled.status, &s)
+	if w.reported != nil && sameStatus(w.reported, &s) && (same || settled) && !owed {
 		return
 	}
 	w.reported = &s
 	shown := w.pod.DeepCopy()
 	shown.Status = s
 	w.agent.show(w.uid, shown)
-	if w.deleted || w.removed || w.static && target == w.pod || sameStatus(&target.Status, &s) {
+	if w.deleted || w.removed || object == nil || same && !owed {
 		return
 	}
-	w.agent.statuses.set(w, target, s)
+	w.agent.statuses.set(w, object, s, ticket)
 }
 
-// wrote takes the object that the API gave back for a status, or that the object is gone.
-func (w *worker) wrote(pod *corev1.Pod) {
+// unable is why a pod that is not ready is not.
+func (w *worker) unable() Fact {
+	_, sidecars, mains := split(w.pod)
+	for _, name := range slices.Concat(mains, sidecars) {
+		if !w.seen.state(name).running() {
+			return Dead
+		}
+	}
+	return NotReady
+}
+
+// wrote takes the object that the API gave back for a status, nil if it is gone. Replaced is whether the status is what the API was to keep,
+// and not merged with what others wrote.
+func (w *worker) wrote(r report, pod *corev1.Pod, replaced bool) {
 	if pod == nil {
 		w.deleted = !w.static || w.deleted // a mirror that is gone comes again, and is to show the pod then
+		w.settled = settled{r.pod.ResourceVersion, &r.status}
 		return
 	}
-	w.settled = pod.ResourceVersion
+	if replaced {
+		w.settled = settled{pod.ResourceVersion, &r.status}
+	}
 	if !w.static {
 		w.update(pod)
 	}
@@ -283,7 +343,7 @@ func fieldPath(pod *corev1.Pod, name string) string {
 	switch {
 	case isInit(pod, name):
 		list = "initContainers"
-	case slices.ContainsFunc(pod.Spec.EphemeralContainers, func(c corev1.EphemeralContainer) bool { return c.Name == name }):
+	case isEphemeral(pod, name):
 		list = "ephemeralContainers"
 	}
 	return fmt.Sprintf("spec.%s{%s}", list, name)

@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 	"sigs.k8s.io/yaml"
 
@@ -50,8 +51,11 @@ type world struct {
 	specs   *fakeSpecs
 	probes  *fakeProbes
 	events  *record.FakeRecorder
-	mirrors map[types.UID]string // static UID → namespace/name of its mirror
-	stale   *corev1.Pod          // a mirror that is taken to be there still
+	mirrors map[types.UID]string    // static UID → namespace/name of its mirror
+	stale   *corev1.Pod             // a mirror that is taken to be there still
+	pods    corev1client.PodsGetter // what the agent writes with
+	traffic Traffic
+	drain   time.Duration // the agent's DrainGrace
 
 	agent *Agent
 	stop  func()
@@ -61,13 +65,21 @@ type world struct {
 // in runs f in a bubble with a world whose agent has started.
 func in(t *testing.T, f func(*world)) {
 	t.Helper()
+	inWith(t, func(*world) {}, f)
+}
+
+// inWith is in with a world that is changed before its agent starts.
+func inWith(t *testing.T, set, f func(*world)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		log := &fakeLog{began: time.Now()}
 		w := &world{
-			t: t, api: controllertest.NewAPI(), log: log, mirrors: map[types.UID]string{},
+			t: t, api: controllertest.NewAPI(), log: log, mirrors: map[types.UID]string{}, drain: drainGrace,
 			runtime: newFakeRuntime(log), network: &fakeNetwork{log: log, held: map[string]netip.Addr{}}, specs: &fakeSpecs{errs: map[string]error{}},
 		}
 		w.user, w.client = w.api.Client(), w.api.Client()
+		w.pods = w.client.CoreV1()
+		set(w)
 		w.startAgent()
 		defer w.stopAgent()
 		f(w)
@@ -80,9 +92,9 @@ func (w *world) startAgent() {
 	w.events = record.NewFakeRecorder(1000)
 	w.probes = &fakeProbes{specs: map[prober.Key]prober.Spec{}}
 	agent, err := New(ctx, Options{
-		HostIPs: nodeIPs, Client: w.client.CoreV1(), Recorder: w.events,
+		HostIPs: nodeIPs, Client: w.pods, Recorder: w.events,
 		Runtimes: map[string]container.Runtime{ClassProcess: w.runtime, ClassExternal: NewExternal()},
-		Network:  w.network, Specs: w.specs, Probes: w.probes, DrainGrace: drainGrace, Logger: slog.New(slog.DiscardHandler),
+		Network:  w.network, Specs: w.specs, Probes: w.probes, DrainGrace: w.drain, Traffic: w.traffic, Logger: slog.New(slog.DiscardHandler),
 		Mirror: func(uid types.UID) (*corev1.Pod, bool) {
 			if w.stale != nil {
 				return w.stale, true
