@@ -83,7 +83,10 @@ func (w *worker) run(ctx context.Context, left *container.Pod) {
 		w.agent.await(ctx) // what the API knows of it is in its mirror
 	}
 	w.adopt(ctx, left)
-	w.standing.meet(w.object())
+	if left != nil { // what ended meanwhile is down before it is started again
+		object, _, s := w.status()
+		w.standing.see(object, isReady(&s), w.unable())
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

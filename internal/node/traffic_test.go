@@ -1,0 +1,518 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	apiwatch "k8s.io/apimachinery/pkg/watch"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/endpointd/endpointd/internal/prober"
+)
+
+// fakeTraffic logs what it is told.
+type fakeTraffic struct {
+	log   *fakeLog
+	drain func(ctx context.Context) // nil = nobody was led there
+	down  func()                    // what else happens in Down
+
+	mu    sync.Mutex // guards state
+	state map[string]string
+}
+
+func (f *fakeTraffic) say(uid, what string) {
+	f.mu.Lock()
+	f.state[uid] = what
+	f.mu.Unlock()
+	f.log.add("%s %s", uid, what)
+}
+
+func (f *fakeTraffic) Down(uid string, why Fact) {
+	f.say(uid, "down: "+why.String())
+	if f.down != nil {
+		f.down()
+	}
+}
+func (f *fakeTraffic) Up(uid string)     { f.say(uid, "up") }
+func (f *fakeTraffic) Forget(uid string) { f.say(uid, "forgotten") }
+func (f *fakeTraffic) Drain(ctx context.Context, uid string) {
+	f.log.add("%s drains", uid)
+	if f.drain != nil {
+		f.drain(ctx)
+	}
+	if ctx.Err() == nil {
+		f.log.add("%s drained", uid)
+	}
+}
+
+// is fails the test unless this is the last that was told of the pod; "" = nothing ever was.
+func (f *fakeTraffic) is(t *testing.T, uid, want string) {
+	t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if got := f.state[uid]; got != want {
+		t.Errorf("pod %s is %q, want %q", uid, got, want)
+	}
+}
+
+// slowAPI is an API whose answers to the status's writer take as long as a test wants.
+type slowAPI struct {
+	corev1client.PodsGetter
+	held atomic.Pointer[chan struct{}] // while there is one, requests wait for it, before they are carried out…
+	lost atomic.Pointer[chan struct{}] // …or afterwards
+}
+
+func (a *slowAPI) Pods(namespace string) corev1client.PodInterface {
+	return slowPods{a.PodsGetter.Pods(namespace), a}
+}
+
+type slowPods struct {
+	corev1client.PodInterface
+	api *slowAPI
+}
+
+func pass(ctx context.Context, at *atomic.Pointer[chan struct{}]) error {
+	if gate := at.Load(); gate != nil {
+		select {
+		case <-*gate:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (p slowPods) UpdateStatus(ctx context.Context, pod *corev1.Pod, o metav1.UpdateOptions) (*corev1.Pod, error) {
+	if err := pass(ctx, &p.api.held); err != nil {
+		return nil, err
+	}
+	got, err := p.PodInterface.UpdateStatus(ctx, pod, o)
+	if waited := pass(ctx, &p.api.lost); waited != nil {
+		return nil, waited
+	}
+	return got, err
+}
+
+// hold has requests wait until the function that it returns is called.
+func (*slowAPI) hold(at *atomic.Pointer[chan struct{}]) (release func()) {
+	gate := make(chan struct{})
+	at.Store(&gate)
+	return func() {
+		at.Store(nil)
+		close(gate)
+		synctest.Wait()
+	}
+}
+
+// served is a world whose traffic is led.
+func served(t *testing.T, f func(w *world, traffic *fakeTraffic, api *slowAPI)) {
+	t.Helper()
+	traffic, api := &fakeTraffic{state: map[string]string{}}, &slowAPI{}
+	inWith(t, func(w *world) {
+		traffic.log, api.PodsGetter = w.log, w.pods
+		w.traffic, w.pods, w.drain = traffic, api, 2*time.Second
+	}, func(w *world) { f(w, traffic, api) })
+}
+
+// serving is served, with the pod of web ready.
+func serving(t *testing.T, f func(w *world, traffic *fakeTraffic, api *slowAPI)) {
+	t.Helper()
+	served(t, func(w *world, traffic *fakeTraffic, api *slowAPI) {
+		w.create(web)
+		w.readiness(prober.Passed)
+		if ready(w.pod("a")) != corev1.ConditionTrue {
+			t.Fatal("not ready")
+		}
+		traffic.is(t, "uid-a", "")
+		w.log.take()
+		f(w, traffic, api)
+	})
+}
+
+// readiness has the readiness probe of the pod of web come to a verdict.
+func (w *world) readiness(r prober.Result) { w.find("uid-a", "web", prober.Readiness, r) }
+
+func TestWhatIsBadIsToldBeforeTheAPIIs(t *testing.T) {
+	for name, test := range map[string]struct {
+		happens func(*world)
+		want    string
+	}{
+		"its process dies":             {func(w *world) { w.runtime.exit("uid-a", "web", 137, 9) }, "down: dead"},
+		"its process ends by itself":   {func(w *world) { w.runtime.exit("uid-a", "web", 0, 0) }, "down: dead"},
+		"its sandbox dies":             {func(w *world) { w.runtime.die("uid-a") }, "down: dead"},
+		"it is not ready":              {func(w *world) { w.readiness(prober.Failed) }, "down: not ready"},
+		"it is to be killed, not live": {func(w *world) { w.runtime.deaf["web"] = true; w.find("uid-a", "web", prober.Liveness, prober.Failed) }, "down: not ready"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			serving(t, func(w *world, traffic *fakeTraffic, _ *slowAPI) {
+				told := corev1.ConditionUnknown
+				traffic.down = func() { told = ready(w.pod("a")) }
+				test.happens(w)
+				synctest.Wait()
+				traffic.is(t, "uid-a", test.want)
+				if told != corev1.ConditionTrue {
+					t.Errorf("the API said %q at that moment", told)
+				}
+				if got := ready(w.pod("a")); got != corev1.ConditionFalse {
+					t.Errorf("the API says %q now", got)
+				}
+			})
+		})
+	}
+}
+
+// A worker that is in the middle of something, such as a start that takes long, does not keep the news.
+func TestWhatIsBadDoesNotWaitForTheWorker(t *testing.T) {
+	served(t, func(w *world, traffic *fakeTraffic, _ *slowAPI) {
+		w.create(`{spec: {containers: [{name: one, readinessProbe: {tcpSocket: {port: 80}}}, {name: two}]}}`)
+		w.find("uid-a", "one", prober.Readiness, prober.Passed)
+		busy := make(chan struct{})
+		w.agent.mu.Lock()
+		w.agent.workers["uid-a"].inbox.post(func() { <-busy })
+		w.agent.mu.Unlock()
+		synctest.Wait()
+		w.find("uid-a", "one", prober.Readiness, prober.Failed)
+		traffic.is(t, "uid-a", "down: not ready")
+		w.runtime.exit("uid-a", "two", 1, 0)
+		synctest.Wait()
+		traffic.is(t, "uid-a", "down: dead")
+		w.find("uid-a", "one", prober.Readiness, prober.Passed)
+		close(busy)
+		w.wait(time.Second) // two runs again
+		traffic.is(t, "uid-a", "up")
+		if ready(w.pod("a")) != corev1.ConditionTrue {
+			t.Error("the API does not agree")
+		}
+	})
+}
+
+func TestPodsThatNobodyIsLedToAreNotToldOf(t *testing.T) {
+	served(t, func(w *world, _ *fakeTraffic, _ *slowAPI) {
+		w.create(web)
+		w.find("uid-a", "web", prober.Liveness, prober.Failed)
+		w.wait(time.Second)
+		w.runtime.exit("uid-a", "web", 1, 0)
+		w.wait(time.Second)
+		w.create(`{metadata: {name: b}, spec: {restartPolicy: Never, containers: [{name: one}, {name: two, readinessProbe: {tcpSocket: {port: 80}}}]}}`)
+		w.runtime.exit("uid-b", "one", 0, 0)
+		w.wait(time.Second)
+		w.runtime.die("uid-b")
+		w.wait(time.Second)
+		w.log.take()
+		w.deletePod("a", 30)
+		w.deletePod("b", 30)
+		w.wait(time.Minute)
+		if got, want := w.log.take(), "4s remove a\n4s remove b"; got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+	})
+}
+
+func TestInitAndEphemeralContainersTakeNothingDown(t *testing.T) {
+	served(t, func(w *world, traffic *fakeTraffic, _ *slowAPI) {
+		w.create(`{spec: {initContainers: [{name: first}, {name: side, restartPolicy: Always}], containers: [{name: web}]}}`)
+		w.runtime.exit("uid-a", "first", 0, 0)
+		synctest.Wait()
+		if ready(w.pod("a")) != corev1.ConditionTrue {
+			t.Fatal("not ready")
+		}
+		pod := w.pod("a")
+		pod.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug"}}}
+		if _, err := w.user.CoreV1().Pods("default").Update(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		w.runtime.exit("uid-a", "debug", 1, 0)
+		w.wait(time.Second)
+		traffic.is(t, "uid-a", "")
+		w.runtime.exit("uid-a", "side", 0, 0)
+		synctest.Wait()
+		traffic.is(t, "uid-a", "down: dead")
+		w.wait(time.Second)
+		traffic.is(t, "uid-a", "up")
+	})
+}
+
+func TestUpWhenTheAPIHasTakenIt(t *testing.T) {
+	serving(t, func(w *world, traffic *fakeTraffic, api *slowAPI) {
+		w.runtime.exit("uid-a", "web", 1, 0)
+		w.wait(time.Second)
+		release := api.hold(&api.held)
+		w.readiness(prober.Passed)
+		w.wait(time.Second)
+		traffic.is(t, "uid-a", "down: dead")
+		release()
+		traffic.is(t, "uid-a", "up")
+		if got, want := w.log.take(), "0s uid-a down: dead\n0.04s start web\n2s uid-a up"; got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+	})
+}
+
+// It fails and recovers before anything was written: what the API says is the same again, and yet it must be asked.
+func TestRecoveryThatChangesNothingForTheAPI(t *testing.T) {
+	serving(t, func(w *world, traffic *fakeTraffic, _ *slowAPI) {
+		busy := make(chan struct{})
+		w.agent.mu.Lock()
+		w.agent.workers["uid-a"].inbox.post(func() { <-busy })
+		w.agent.mu.Unlock()
+		synctest.Wait()
+		before := w.pod("a").ResourceVersion
+		w.readiness(prober.Failed)
+		w.readiness(prober.Passed)
+		traffic.is(t, "uid-a", "down: not ready")
+		close(busy)
+		synctest.Wait()
+		traffic.is(t, "uid-a", "up")
+		if ready(w.pod("a")) != corev1.ConditionTrue {
+			t.Errorf("conditions %+v, version %s before", w.pod("a").Status.Conditions, before)
+		}
+	})
+}
+
+// What was on its way to the API before the pod went down says nothing of how it is now.
+func TestAnswerThatIsTooOld(t *testing.T) {
+	serving(t, func(w *world, traffic *fakeTraffic, api *slowAPI) {
+		w.readiness(prober.Failed)
+		release := api.hold(&api.held)
+		w.readiness(prober.Passed) // is on its way
+		traffic.is(t, "uid-a", "down: not ready")
+		w.readiness(prober.Failed)
+		release()
+		traffic.is(t, "uid-a", "down: not ready")
+		if ready(w.pod("a")) != corev1.ConditionFalse {
+			t.Error("ready to the API")
+		}
+		w.wait(time.Minute)
+		traffic.is(t, "uid-a", "down: not ready")
+		w.readiness(prober.Passed)
+		traffic.is(t, "uid-a", "up")
+	})
+}
+
+// The same, and the API has carried the older request out and not answered it yet.
+func TestAnswerThatComesTooLate(t *testing.T) {
+	serving(t, func(w *world, traffic *fakeTraffic, api *slowAPI) {
+		w.runtime.exit("uid-a", "web", 1, 0)
+		w.wait(time.Second)
+		release := api.hold(&api.lost)
+		w.readiness(prober.Passed)
+		if ready(w.pod("a")) != corev1.ConditionTrue {
+			t.Fatal("the API has not carried it out")
+		}
+		w.runtime.exit("uid-a", "web", 1, 0)
+		synctest.Wait()
+		release()
+		w.wait(time.Second)
+		traffic.is(t, "uid-a", "down: dead")
+	})
+}
+
+// An answer that is lost was no answer, and what the API says then is not what is said to it.
+func TestAnswerThatIsLost(t *testing.T) {
+	serving(t, func(w *world, traffic *fakeTraffic, api *slowAPI) {
+		release := api.hold(&api.lost)
+		w.readiness(prober.Failed)
+		if ready(w.pod("a")) != corev1.ConditionFalse {
+			t.Fatal("the API has not carried it out")
+		}
+		w.readiness(prober.Passed)
+		w.wait(3 * time.Second)
+		traffic.is(t, "uid-a", "down: not ready")
+		w.wait(time.Minute)
+		release()
+		w.wait(time.Minute)
+		traffic.is(t, "uid-a", "up")
+		if ready(w.pod("a")) != corev1.ConditionTrue {
+			t.Error("up, and the API does not agree")
+		}
+	})
+}
+
+func TestRecoveryWhileTheAPIIsAway(t *testing.T) {
+	serving(t, func(w *world, traffic *fakeTraffic, api *slowAPI) {
+		release := api.hold(&api.held)
+		w.readiness(prober.Failed)
+		w.wait(20 * time.Second)
+		w.readiness(prober.Passed)
+		w.wait(40 * time.Second)
+		traffic.is(t, "uid-a", "down: not ready")
+		before := w.pod("a").ResourceVersion
+		release()
+		w.wait(2 * time.Second)
+		traffic.is(t, "uid-a", "up")
+		if after := w.pod("a"); ready(after) != corev1.ConditionTrue || after.ResourceVersion != before {
+			t.Errorf("the API was told of what is over: version %s, before %s", after.ResourceVersion, before)
+		}
+	})
+}
+
+// Others write, too: what is known of the object is old, and what comes of the write is not what was written.
+func TestOthersSayThatItIsNotReady(t *testing.T) {
+	serving(t, func(w *world, traffic *fakeTraffic, api *slowAPI) {
+		w.readiness(prober.Failed)
+		release := api.hold(&api.held)
+		w.readiness(prober.Passed)
+		pod := w.pod("a")
+		pod.Annotations = map[string]string{"changed": "yes"}
+		if _, err := w.user.CoreV1().Pods("default").Update(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		traffic.is(t, "uid-a", "down: not ready")
+		release()
+		traffic.is(t, "uid-a", "up")
+
+		release = api.hold(&api.held)
+		busy := make(chan struct{})
+		w.agent.mu.Lock()
+		w.agent.workers["uid-a"].inbox.post(func() { <-busy })
+		w.agent.mu.Unlock()
+		synctest.Wait()
+		w.readiness(prober.Failed)
+		w.readiness(prober.Passed)
+		close(busy) // asks the API what it says, with the same status
+		synctest.Wait()
+		pod = w.pod("a")
+		for i := range pod.Status.Conditions {
+			if pod.Status.Conditions[i].Type == corev1.PodReady {
+				pod.Status.Conditions[i].Status = corev1.ConditionFalse // as the failure detector does
+			}
+		}
+		if _, err := w.user.CoreV1().Pods("default").UpdateStatus(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		release()
+		w.wait(time.Second)
+		traffic.is(t, "uid-a", "up")
+		if ready(w.pod("a")) != corev1.ConditionTrue {
+			t.Error("up, and the API does not agree")
+		}
+	})
+}
+
+// A verdict that changes while its predecessor is being written must reach the API in the end, with or without somebody who leads traffic.
+func TestVerdictThatChangesWhileItIsWritten(t *testing.T) {
+	for _, led := range []bool{false, true} {
+		t.Run(fmt.Sprintf("led %v", led), func(t *testing.T) {
+			api := &slowAPI{}
+			inWith(t, func(w *world) {
+				api.PodsGetter = w.pods
+				w.pods = api
+				if led {
+					w.traffic = &fakeTraffic{log: w.log, state: map[string]string{}}
+				}
+			}, func(w *world) {
+				w.create(web)
+				w.readiness(prober.Passed)
+				for range 3 {
+					for _, at := range []*atomic.Pointer[chan struct{}]{&api.held, &api.lost} {
+						release := api.hold(at)
+						w.readiness(prober.Failed)
+						w.readiness(prober.Passed)
+						release()
+						if ready(w.pod("a")) != corev1.ConditionTrue {
+							t.Fatal("ready, and the API never hears of it")
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestReadinessGateTakesDown(t *testing.T) {
+	served(t, func(w *world, traffic *fakeTraffic, _ *slowAPI) {
+		w.create(`{spec: {readinessGates: [{conditionType: example.com/gate}], containers: [{name: web}]}}`)
+		gate := func(status corev1.ConditionStatus) {
+			pod := w.pod("a")
+			conditions := []corev1.PodCondition{{Type: "example.com/gate", Status: status}}
+			for _, c := range pod.Status.Conditions {
+				if c.Type != "example.com/gate" {
+					conditions = append(conditions, c)
+				}
+			}
+			pod.Status.Conditions = conditions
+			if _, err := w.user.CoreV1().Pods("default").UpdateStatus(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		gate(corev1.ConditionTrue)
+		traffic.is(t, "uid-a", "")
+		gate(corev1.ConditionFalse)
+		traffic.is(t, "uid-a", "down: not ready")
+		gate(corev1.ConditionTrue)
+		traffic.is(t, "uid-a", "up")
+	})
+}
+
+func TestExternalPodGoesDownAndComesBack(t *testing.T) {
+	served(t, func(w *world, traffic *fakeTraffic, _ *slowAPI) {
+		w.create(`{metadata: {annotations: {endpointd.io/address: 192.0.2.7}}, spec: {runtimeClassName: external, containers: [{name: web, readinessProbe: {tcpSocket: {port: 80}}, livenessProbe: {tcpSocket: {port: 80}}}]}}`)
+		w.readiness(prober.Passed)
+		traffic.is(t, "uid-a", "")
+		w.find("uid-a", "web", prober.Liveness, prober.Failed)
+		traffic.is(t, "uid-a", "down: not ready")
+		w.find("uid-a", "web", prober.Liveness, prober.Passed)
+		traffic.is(t, "uid-a", "up")
+		pod := w.pod("a")
+		pod.Annotations[AddressAnnotation] = "192.0.2.8"
+		if _, err := w.user.CoreV1().Pods("default").Update(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		traffic.is(t, "uid-a", "down: not ready")
+		w.readiness(prober.Passed)
+		traffic.is(t, "uid-a", "up")
+	})
+}
+
+func TestAgentRestartAndTraffic(t *testing.T) {
+	serving(t, func(w *world, traffic *fakeTraffic, _ *slowAPI) {
+		w.stopAgent()
+		w.startAgent()
+		w.wait(time.Second)
+		traffic.is(t, "uid-a", "") // it serves on
+		w.stopAgent()
+		w.runtime.exit("uid-a", "web", 1, 0)
+		<-w.runtime.events // nobody reads it
+		w.startAgent()
+		w.wait(time.Second)
+		traffic.is(t, "uid-a", "down: dead")
+		w.readiness(prober.Passed)
+		traffic.is(t, "uid-a", "up")
+	})
+}
+
+func TestAgentRestartWhileTheAPIIsAway(t *testing.T) {
+	serving(t, func(w *world, traffic *fakeTraffic, _ *slowAPI) {
+		w.stopAgent()
+		away := func() { w.user, w.client = w.api.Client(), w.api.Client() }
+		away()
+		w.client.PrependReactor("*", "*", refuse)
+		w.client.PrependWatchReactor("*", refuseWatch)
+		w.startAgent()
+		w.wait(2 * patience)
+		traffic.is(t, "uid-a", "") // nobody knows whether it was ready
+		w.readiness(prober.Passed)
+		w.wait(time.Second)
+		traffic.is(t, "uid-a", "")
+	})
+}
+
+var errAway = errors.New("connection refused")
+
+func refuse(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, errAway }
+
+func refuseWatch(clienttesting.Action) (bool, apiwatch.Interface, error) { return true, nil, errAway }
