@@ -21,6 +21,7 @@ import (
 	api "k8s.io/kubernetes/pkg/apis/core"
 	"k8s.io/kubernetes/pkg/apis/discovery"
 	"k8s.io/kubernetes/pkg/apis/events"
+	"k8s.io/kubernetes/pkg/apis/networking"
 	"k8s.io/kubernetes/pkg/auth/nodeidentifier"
 )
 
@@ -28,6 +29,7 @@ import (
 // node authorizer (Kubernetes: "Using Node Authorization") is the model:
 //
 //	services, endpointslices, nodes   read all
+//	servicecidrs                      read all
 //	nodes, nodes/status               write, their own
 //	leases in kube-node-lease         their own
 //	pods                              read, delete, write the status of those bound to them; create mirror pods
@@ -65,7 +67,7 @@ func patches(verb string) bool { return verb == "update" || verb == "patch" }
 func (r nodeRights) may(ctx context.Context, node string, a authorizer.Attributes) (ok bool, reason string, err error) {
 	verb, sub := a.GetVerb(), a.GetSubresource()
 	switch (schema.GroupResource{Group: a.GetAPIGroup(), Resource: a.GetResource()}) {
-	case api.Resource("services"), discovery.Resource("endpointslices"):
+	case api.Resource("services"), discovery.Resource("endpointslices"), networking.Resource("servicecidrs"):
 		return reads(verb) && sub == "", "nodes may only read", nil
 	case api.Resource("events"), events.Resource("events"):
 		return (verb == "create" || patches(verb)) && sub == "", "nodes may only write events", nil
