@@ -9,7 +9,7 @@
 // alone; a Node that somebody deleted is made again. An API that is away is tried twice a second, and logged
 // once when lost and once when back.
 //
-// It refuses a Node whose pod range is not the one given, because that field cannot be changed.
+// It refuses a Node whose pod range is not the one given, because that field cannot be changed, and one that a kubelet keeps.
 //
 // Rights it needs: get, list, watch, create and update nodes, update nodes/status, get, create and update leases.
 // Test it with go test -race in this folder: real clients, an API in memory, fake time.
@@ -207,7 +207,7 @@ func (r *Registration) keep(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if errors.Is(err, errRange) {
+			if errors.Is(err, errRange) || errors.Is(err, ErrKubelet) {
 				return err
 			}
 			if errors.Is(err, context.Canceled) { // the lease is back, so this request would be too
@@ -270,6 +270,9 @@ func (r *Registration) reconcile(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("read node %s: %w", r.o.Name, err)
 	}
+	if err := CheckKeeper(node); err != nil {
+		return err
+	}
 	if err := r.checkRange(node); err != nil {
 		return err
 	}
@@ -299,7 +302,23 @@ func (r *Registration) reconcile(ctx context.Context) error {
 	return nil
 }
 
-// errRange is the one error that trying on does not mend.
+// runtimeName begins the containerRuntimeVersion of the Nodes that this package keeps.
+const runtimeName = "process://"
+
+// ErrKubelet says that a Node is somebody else's: a kubelet's, of a machine that is a node already.
+var ErrKubelet = errors.New("is kept by a kubelet")
+
+// CheckKeeper is ErrKubelet if another program than this one keeps the Node, or did so last.
+func CheckKeeper(node *corev1.Node) error {
+	info := node.Status.NodeInfo
+	if info.ContainerRuntimeVersion == "" || strings.HasPrefix(info.ContainerRuntimeVersion, runtimeName) {
+		return nil
+	}
+	return fmt.Errorf("node %s %w (%s, %s): use --proxy-only to forward Services beside it, or another --name; if it is no more, "+
+		"delete the Node first (kubectl delete node %s)", node.Name, ErrKubelet, info.KubeletVersion, info.ContainerRuntimeVersion, node.Name)
+}
+
+// errRange is an error that trying on does not mend.
 var errRange = errors.New("the pod range of a node cannot be changed")
 
 func (r *Registration) checkRange(node *corev1.Node) error {

@@ -2,6 +2,7 @@ package register_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -404,6 +405,25 @@ func TestOtherPodRangeIsRefused(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "10.244.9.0/24") || !strings.Contains(err.Error(), "10.244.1.0/24") ||
 			!strings.Contains(err.Error(), "--pod-cidr") {
 			t.Errorf("Run returned %v, want both ranges and the way out", err)
+		}
+	})
+}
+
+func TestNodeOfAKubeletIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := controllertest.NewAPI(&corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: "n1"},
+			Status:     corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{KubeletVersion: "v1.36.1", ContainerRuntimeVersion: "containerd://2.1.4"}},
+		})
+		w := start(t, api, nil)
+		err := <-w.done
+		close(w.done)
+		const want = "node n1 is kept by a kubelet (v1.36.1, containerd://2.1.4): use --proxy-only to forward Services beside it, or another --name"
+		if !errors.Is(err, register.ErrKubelet) || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("Run returned %v, want %s", err, want)
+		}
+		if n := w.node(); len(n.Labels) != 0 || len(n.Spec.PodCIDRs) != 0 || n.Status.NodeInfo.KubeletVersion != "v1.36.1" {
+			t.Errorf("the Node was changed: %v", n)
 		}
 	})
 }

@@ -89,7 +89,7 @@ func systemInfo(o Options) corev1.NodeSystemInfo {
 		BootID:                  read("/proc/sys/kernel/random/boot_id"),
 		KernelVersion:           read("/proc/sys/kernel/osrelease"),
 		OSImage:                 "Linux",
-		ContainerRuntimeVersion: "process://" + o.Version,
+		ContainerRuntimeVersion: runtimeName + o.Version,
 		KubeletVersion:          o.Kubelet,
 		OperatingSystem:         runtime.GOOS,
 		Architecture:            runtime.GOARCH,
