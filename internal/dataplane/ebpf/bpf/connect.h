@@ -1,0 +1,50 @@
+/* connect() of TCP and UDP, and getpeername(). */
+#pragma once
+
+#include "choose.h"
+
+/* Forgets what a socket was told, for it goes elsewhere. */
+INLINE void forget(struct bpf_sock_addr *ctx)
+{
+	struct record *r = sk_storage(&records, ctx->sk, 0, 0);
+
+	if (r)
+		r->state &= ~CONNECTED;
+}
+
+/* Replaces a frontend's address by an endpoint's and says whether it did. A socket that cannot be remembered is left alone: it could not be closed
+ * when its endpoint goes. */
+INLINE int translate_connect(struct bpf_sock_addr *ctx, struct addr_port *to)
+{
+	struct addr_port endpoint;
+	struct frontend f;
+	struct record *r;
+
+	to->protocol = ctx->protocol;
+	if (to->protocol != TCP && to->protocol != UDP)
+		return 0;
+	if (!find(ctx, to, &f) || !choose(ctx, &f, &endpoint)) {
+		forget(ctx);
+		return 0;
+	}
+	r = sk_storage(&records, ctx->sk, 0, SK_STORAGE_CREATE);
+	if (!r)
+		return 0;
+	r->frontend = *to;
+	r->endpoint = endpoint;
+	r->pool = f.pool;
+	r->state |= CONNECTED;
+	*to = endpoint;
+	return 1;
+}
+
+/* Replaces the endpoint's address by the frontend's that was dialled. */
+INLINE int translate_peer(struct bpf_sock_addr *ctx, struct addr_port *peer)
+{
+	const struct record *r = sk_storage(&records, ctx->sk, 0, 0);
+
+	if (!r || !(r->state & CONNECTED) || !same(&r->endpoint, peer))
+		return 0;
+	*peer = r->frontend;
+	return 1;
+}
