@@ -125,13 +125,23 @@ func (c *verdicts) put(key verdictKey, allowed bool) {
 	c.known[key] = verdict{allowed, c.now().Add(ttl)}
 }
 
-// guard lets through who has a verified certificate and the right to do what is asked.
-func (s *Server) guard(next http.Handler) http.Handler {
+// PeersPath is where what nodes ask each other begins.
+const PeersPath = "/endpointd/"
+
+// authenticated lets through who has a verified certificate with a name.
+func authenticated(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || r.TLS.PeerCertificates[0].Subject.CommonName == "" {
 			writeError(w, http.StatusUnauthorized, "Unauthorized")
 			return
 		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// guard lets through who has the right to do what is asked. It comes after authenticated.
+func (s *Server) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		subject := r.TLS.PeerCertificates[0].Subject
 		a := Attributes{
 			User: subject.CommonName, Groups: append(slices.Clone(subject.Organization), "system:authenticated"),

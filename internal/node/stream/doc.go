@@ -9,7 +9,7 @@
 // feature ExtendWebSocketsToKubelet; this package understands them also, as does a kubelet with that feature.
 //
 // Invariants: nobody gets in without a certificate of the cluster's CA and the right to nodes/proxy (or the finer
-// nodes/log, nodes/metrics… of KEP-2862). A client that leaves takes its command, and its connections into the pod, with
+// nodes/log, nodes/metrics… of KEP-2862); other nodes, which have none of these, reach only what package peers answers. A client that leaves takes its command, and its connections into the pod, with
 // it. Serve returns when all that was begun has ended. A connection into a pod is made by a thread that is thrown away.
 //
 // What it refuses: the machine's own logs (/logs), debug and checkpoint endpoints, plain HTTP, anonymous clients.

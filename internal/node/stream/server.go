@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -53,6 +54,9 @@ type Options struct {
 	Healthy func() error                             // what /healthz says; nil = always healthy
 	Metrics http.Handler                             // /metrics and below; nil = there are none
 	Stats   func(ctx context.Context) (Stats, error) // /stats/summary; nil = there is none
+	// Peers answers other nodes' questions, below PeersPath. It sees to it that only nodes ask; here they only need a certificate. nil =
+	// there are none to ask.
+	Peers http.Handler
 
 	MaxStreams  int           // that are open at a time, each forwarded connection counted; zero = 1000
 	IdleTimeout time.Duration // after which a stream without a byte is closed; zero = 4 hours, as a kubelet's
@@ -91,8 +95,22 @@ func New(o Options) *Server {
 		o.IdleTimeout = defaultIdleTimeout
 	}
 	s := &Server{o: o, slots: make(chan struct{}, o.MaxStreams)}
-	s.handler = s.track(s.guard(s.routes()))
+	s.handler = s.track(authenticated(s.split(s.guard(s.routes()))))
 	return s
+}
+
+// split hands over what nodes ask each other.
+func (s *Server) split(rest http.Handler) http.Handler {
+	if s.o.Peers == nil {
+		return rest
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, PeersPath) {
+			s.o.Peers.ServeHTTP(w, r)
+			return
+		}
+		rest.ServeHTTP(w, r)
+	})
 }
 
 // Handler is the API with its authentication, which reads the TLS state of a request.
