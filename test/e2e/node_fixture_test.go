@@ -42,6 +42,8 @@ func helper(args []string) int {
 		err = helperNet()
 	case len(args) == 1 && args[0] == "load":
 		err = helperLoad(os.Stdin, os.Stdout)
+	case len(args) == 5 && args[0] == "traffic": // URL, kept or new, workers, pause
+		err = helperTraffic(args[1:], os.Stdin, os.Stdout)
 	default:
 		err = fmt.Errorf("what is %q?", args)
 	}

@@ -118,15 +118,16 @@ func (t *Table) Apply(c *Change) {
 		}
 	}
 	for _, s := range c.Slots {
-		if s.Now.IsValid() {
+		if s.Now.IsValid() || int(s.Index) < len(t.Pools[s.Pool]) {
 			t.SetSlot(s.Slot, s.Now)
 		}
 	}
 	for _, s := range c.Slots {
-		if held := t.Pools[s.Pool]; !s.Now.IsValid() && int(s.Index) < len(held) {
-			t.Pools[s.Pool] = held[:s.Index] // slots without an endpoint are the last ones, and the lowest of them comes to stay
+		held := t.Pools[s.Pool]
+		for len(held) > 0 && !held[len(held)-1].IsValid() {
+			held = held[:len(held)-1]
 		}
-		if len(t.Pools[s.Pool]) == 0 {
+		if t.Pools[s.Pool] = held; len(held) == 0 {
 			delete(t.Pools, s.Pool)
 		}
 	}
