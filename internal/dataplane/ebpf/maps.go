@@ -34,18 +34,18 @@ type maps struct {
 	records, affinities, requests, replies *ebpf.Map
 }
 
-// place is where a map is in maps.
-type place struct {
+// holder is where a map is in maps.
+type holder struct {
 	name    string
 	at      **ebpf.Map
 	isTable bool
 	entries uint32 // at least
 }
 
-func (m *maps) places(frontends, slots uint32) []place {
+func (m *maps) holders(frontends, slots uint32) []holder {
 	// Of the free entries of such a map each CPU may hold 128 back.
 	recent := max(1<<14, ceil(512*uint32(runtime.NumCPU())))
-	return []place{
+	return []holder{
 		{name: programMapFrontends, at: &m.frontends, isTable: true, entries: frontends},
 		{name: programMapSlots, at: &m.slots, isTable: true, entries: slots},
 		{name: programMapMembers, at: &m.members, isTable: true, entries: slots},
@@ -70,7 +70,7 @@ func (m *maps) open(spec *ebpf.CollectionSpec, dir string, frontends, slots uint
 	if err != nil {
 		return fmt.Errorf("read pins: %w", err)
 	}
-	for _, p := range m.places(frontends, slots) {
+	for _, p := range m.holders(frontends, slots) {
 		s := spec.Maps[p.name].Copy()
 		if p.entries > 0 { // sockets' own storage has no number
 			s.MaxEntries = max(p.entries, largest(names, pinPrefix(p.name, s)))
@@ -86,8 +86,8 @@ func (m *maps) open(spec *ebpf.CollectionSpec, dir string, frontends, slots uint
 // grown has the same maps but those of the table, which are new, empty and can hold so much.
 func (m *maps) grown(spec *ebpf.CollectionSpec, dir string, frontends, slots uint32) (*maps, error) {
 	n := &maps{}
-	old := m.places(0, 0)
-	for i, p := range n.places(frontends, slots) {
+	old := m.holders(0, 0)
+	for i, p := range n.holders(frontends, slots) {
 		var err error
 		if p.isTable {
 			s := spec.Maps[p.name].Copy()
@@ -155,7 +155,7 @@ func largest(names []string, prefix string) uint32 {
 // byName is name → map.
 func (m *maps) byName() map[string]*ebpf.Map {
 	found := map[string]*ebpf.Map{}
-	for _, p := range m.places(0, 0) {
+	for _, p := range m.holders(0, 0) {
 		found[p.name] = *p.at
 	}
 	return found
@@ -164,7 +164,7 @@ func (m *maps) byName() map[string]*ebpf.Map {
 // pins are the names under which the maps are pinned.
 func (m *maps) pins(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 	found := map[string]*ebpf.Map{}
-	for _, p := range m.places(0, 0) {
+	for _, p := range m.holders(0, 0) {
 		s := spec.Maps[p.name].Copy()
 		s.MaxEntries = (*p.at).MaxEntries()
 		found[pinName(s)] = *p.at
@@ -202,7 +202,7 @@ func repin(path string, object interface {
 }
 
 func (m *maps) close() {
-	for _, p := range m.places(0, 0) {
+	for _, p := range m.holders(0, 0) {
 		_ = (*p.at).Close() // nil is closed
 	}
 }

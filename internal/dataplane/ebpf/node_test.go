@@ -1,0 +1,234 @@
+package ebpf
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"sigs.k8s.io/yaml"
+
+	"github.com/endpointd/endpointd/internal/dataplane/dptest"
+	"github.com/endpointd/endpointd/internal/model"
+)
+
+// A node is a Proxier and what it is to do. Its clients are in cgroup.
+type node struct {
+	*Proxier
+	t       testing.TB
+	options Options
+	in      model.Input
+	snap    *model.Snapshot
+}
+
+// newNode starts one for the processes of this test. It has done no Sync.
+func newNode(t testing.TB, change ...func(*Options)) *node {
+	t.Helper()
+	dptest.NeedBPF(t)
+	own, _, err := OwnCgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Cgroups: []string{own}, Pins: filepath.Join(t.TempDir(), "pins"), Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	for _, f := range change {
+		f(&o)
+	}
+	if err := MountPins(o.Pins); err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, options: o}
+	n.in = n.in.WithNetwork(model.Network{Node: "here", NodePortAddrs: []netip.Addr{nodeAddr(false), nodeAddr(true), netip.MustParseAddr("127.0.0.1")}})
+	n.open()
+	t.Cleanup(func() {
+		if err := errors.Join(n.Remove(t.Context()), n.Close()); err != nil {
+			t.Errorf("remove: %v", err)
+		}
+		if left, err := pinned(o.Pins); err != nil || len(left) > 0 {
+			t.Errorf("left in the folder for pins: %v, %v", left, err)
+		}
+		if err := unix.Unmount(o.Pins, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+func (n *node) open() {
+	n.t.Helper()
+	p, err := New(n.options)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.Proxier = p
+}
+
+// restart is an agent that ends and another one that starts.
+func (n *node) restart() {
+	n.t.Helper()
+	if err := n.Close(); err != nil {
+		n.t.Fatal(err)
+	}
+	n.open()
+}
+
+// sync brings the node to what was set.
+func (n *node) sync() {
+	n.t.Helper()
+	n.snap = model.Build(n.in, n.snap)
+	if err := n.Sync(n.t.Context(), n.snap); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// spec of a Service, which has port 80 of TCP and UDP.
+type spec struct {
+	n         int   // its number, 1 to 60,000
+	endpoints []int // their numbers, 1 to 60,000
+	notReady  []int
+	affinity  int // seconds
+	ranges    []string
+}
+
+func nodeAddr(v6 bool) netip.Addr { return numbered(v6, "10.2.", "fd00:2::", 1) }
+
+func clusterIP(v6 bool, n int) netip.Addr { return numbered(v6, "10.96.", "fd00:96::", n) }
+
+func externalIP(v6 bool, n int) netip.Addr { return numbered(v6, "203.0.", "fd00:e::", n) }
+
+func balancerIP(v6 bool, n int) netip.Addr { return numbered(v6, "198.51.", "fd00:b::", n) }
+
+func endpointIP(v6 bool, n int) netip.Addr { return numbered(v6, "10.1.", "fd00:1::", n) }
+
+func numbered(v6 bool, v4Prefix, v6Prefix string, n int) netip.Addr {
+	if v6 {
+		return netip.MustParseAddr(v6Prefix + strconv.FormatInt(int64(n), 16))
+	}
+	return netip.MustParseAddr(fmt.Sprintf("%s%d.%d", v4Prefix, n>>8, n&255))
+}
+
+const (
+	servicePort = 80
+	targetPort  = 8080
+)
+
+func nodePort(n int) uint16 { return uint16(30000 + n) }
+
+func at(addr netip.Addr) netip.AddrPort { return netip.AddrPortFrom(addr, servicePort) }
+
+type object = map[string]any
+
+// set has a Service and its endpoints.
+func (n *node) set(s spec) {
+	n.t.Helper()
+	meta := object{"namespace": "default", "name": "s-" + strconv.Itoa(s.n), "uid": "1"}
+	pair := func(of func(bool, int) netip.Addr) []any {
+		return []any{of(false, s.n).String(), of(true, s.n).String()}
+	}
+	balancer := pair(balancerIP)
+	service := object{
+		"type": "LoadBalancer", "clusterIP": clusterIP(false, s.n).String(), "clusterIPs": pair(clusterIP), "externalIPs": pair(externalIP),
+		"ipFamilies": []any{"IPv4", "IPv6"}, "internalTrafficPolicy": "Cluster", "externalTrafficPolicy": "Cluster",
+		"loadBalancerSourceRanges": s.ranges,
+	}
+	if s.affinity > 0 {
+		service["sessionAffinity"] = "ClientIP"
+		service["sessionAffinityConfig"] = object{"clientIP": object{"timeoutSeconds": s.affinity}}
+	}
+	var ports, slicePorts []any
+	for _, name := range []string{"tcp", "udp", "sctp"} {
+		protocol := strings.ToUpper(name)
+		port := object{"name": name, "protocol": protocol, "port": servicePort}
+		if s.n < 2700 {
+			port["nodePort"] = nodePort(s.n)
+		}
+		ports = append(ports, port)
+		slicePorts = append(slicePorts, object{"name": name, "protocol": protocol, "port": targetPort})
+	}
+	service["ports"] = ports
+	n.in = with(n.t, n.in, model.Input.WithService, object{"metadata": meta, "spec": service, "status": object{
+		"loadBalancer": object{"ingress": []any{object{"ip": balancer[0]}, object{"ip": balancer[1]}}},
+	}})
+	for _, v6 := range []bool{false, true} {
+		list := []any{}
+		for i, numbers := range [][]int{s.endpoints, s.notReady} {
+			for _, number := range numbers {
+				list = append(list, object{"addresses": []any{endpointIP(v6, number).String()}, "conditions": object{"ready": i == 0, "serving": i == 0}})
+			}
+		}
+		n.in = with(n.t, n.in, model.Input.WithSlice, object{
+			"metadata": object{
+				"namespace": "default", "name": sliceName(s.n, v6),
+				"labels": object{"kubernetes.io/service-name": meta["name"]},
+			},
+			"addressType": map[bool]string{false: "IPv4", true: "IPv6"}[v6], "ports": slicePorts, "endpoints": list,
+		})
+	}
+}
+
+func sliceName(n int, v6 bool) string { return fmt.Sprintf("s-%d-%t", n, v6) }
+
+func (n *node) unset(number int) {
+	n.in = n.in.WithoutService(model.ServiceKey{Namespace: "default", Name: "s-" + strconv.Itoa(number)})
+	for _, v6 := range []bool{false, true} {
+		n.in = n.in.WithoutSlice("default", sliceName(number, v6))
+	}
+}
+
+// with hands an API object to a method of [model.Input]; its type comes from the method.
+func with[T any](t testing.TB, in model.Input, method func(model.Input, *T) model.Input, o object) model.Input {
+	t.Helper()
+	text, err := json.Marshal(o)
+	result := new(T)
+	if err == nil {
+		err = yaml.UnmarshalStrict(text, result)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return method(in, result)
+}
+
+// newCgroup makes a cgroup below that of this process.
+func newCgroup(t testing.TB) string {
+	t.Helper()
+	dptest.NeedBPF(t)
+	own, _, err := OwnCgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := os.MkdirTemp(own, "clients-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	})
+	return path
+}
+
+// inCgroup runs f while this process is in another cgroup. A socket stays in the cgroup in which it was made.
+func inCgroup(t testing.TB, path string, f func()) {
+	t.Helper()
+	own, _, err := OwnCgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	enter := func(path string) {
+		if err := os.WriteFile(filepath.Join(path, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	enter(path)
+	defer enter(own)
+	f()
+}
