@@ -69,6 +69,16 @@ func compare(was, now desired, changed iter.Seq[model.ServiceKey]) *difference {
 	return d
 }
 
+// urgent says whether there is more to look at than SYNs.
+func (d *difference) urgent() bool {
+	for key := range d.look {
+		if key.Protocol != model.TCP {
+			return true
+		}
+	}
+	return false
+}
+
 func (d *difference) count(s *model.Service, by int) {
 	if s == nil {
 		return
@@ -194,7 +204,7 @@ func addresses(endpoints []*model.Endpoint) []netip.AddrPort {
 	return all
 }
 
-// narrow is up to how many addresses the kernel is asked for each alone.
+// narrow is up to how many addresses the kernel is asked for each alone. That goes for IPv4: of IPv6 Linux 6.18 and before send what is NOT the address.
 const narrow = 4
 
 // questions are those that what is owed needs answered; more than it needs costs time, and less is wrong.
@@ -218,7 +228,7 @@ func (t *Tracker) questions(due owed) []question {
 		addrs[k][key.Addr] = struct{}{}
 	}
 	for k, all := range addrs {
-		if len(all) > narrow {
+		if len(all) > narrow || k.v6 {
 			ask(k, netip.Addr{})
 			continue
 		}

@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 }
 
 // place is a network namespace in which lo has all addresses that a test needs: the node's 192.0.2.1, clients' 10.2.0.1, pods' 10.1.0.1 to .9
-// and the like of IPv6. Packets to Services leave through lo, where nobody has their addresses.
+// and the like of IPv6. Packets to Services that nobody translates leave through a pair of interfaces of which the other end leads nowhere.
 type place struct {
 	ns netns.NsHandle
 	// table is one of our own in which tests lead addresses to others.
@@ -115,7 +115,18 @@ func (p *place) setUp() error {
 			return err
 		}
 	}
-	if err := netlink.LinkSetUp(lo); err != nil {
+	if err := errors.Join(netlink.LinkSetUp(lo), netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "out"}, PeerName: "nowhere"})); err != nil {
+		return err
+	}
+	out, err := netlink.LinkByName("out")
+	if err != nil {
+		return err
+	}
+	nowhere, err := netlink.LinkByName("nowhere")
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(netlink.LinkSetARPOff(out), netlink.LinkSetUp(nowhere), netlink.LinkSetUp(out)); err != nil {
 		return err
 	}
 	for _, r := range []string{"10.96.0.0/16", "198.51.100.0/24", "fd00:96::/112", "2001:db8:1::/64"} {
@@ -123,7 +134,7 @@ func (p *place) setUp() error {
 		if err != nil {
 			return err
 		}
-		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK}); err != nil {
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: out.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK}); err != nil {
 			return fmt.Errorf("route %s: %w", r, err)
 		}
 	}

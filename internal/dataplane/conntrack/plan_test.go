@@ -170,7 +170,7 @@ func TestCompare(t *testing.T) {
 
 // TestQuestions holds what the kernel is asked.
 func TestQuestions(t *testing.T) {
-	tr := &Tracker{judge: judge{graves: map[frontend]grave{}, others: map[netip.Addr]int{}}, frontends: map[kind]int{}, wake: make(chan struct{}, 1)}
+	tr := &Tracker{judge: judge{graves: map[frontend]grave{}, others: map[netip.Addr]int{}}, frontends: map[kind]int{}, wake: make(chan struct{}, 1), later: make(chan struct{}, 1)}
 	was := worldOf("a tcp:10.96.0.1:53 >10.1.0.1:53")
 	tr.applied(nil, was, &was.network, was.changed(nil))
 	if n := len(tr.questions(tr.owed)); n != 6 {

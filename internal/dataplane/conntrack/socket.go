@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// receiveSize holds what the kernel sends at once, which is 32 KiB at most.
+	// receiveSize holds what the kernel sends at once, which is 32 KiB at most (netlink_recvmsg). What does not fit would be cut off, and refused.
 	receiveSize = 64 << 10
 	// answerTime is far more than the kernel ever needs: it answers within the system call.
 	answerTime = 10 * time.Second
@@ -57,14 +57,13 @@ func (s *socket) send(b []byte) error {
 // receive returns what the kernel sends next. It is good until the next call.
 func (s *socket) receive() ([]byte, error) {
 	for {
-		n, _, flags, _, err := unix.Recvmsg(s.fd, s.received, nil, 0)
+		// Not recvmsg, which allocates the sender's address: only the kernel, and who could delete entries himself, can send here.
+		n, err := unix.Read(s.fd, s.received)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
 			return nil, err
-		case flags&unix.MSG_TRUNC != 0:
-			return nil, fmt.Errorf("the kernel sent more than %d bytes at once", receiveSize)
 		}
 		return s.received[:n], nil
 	}

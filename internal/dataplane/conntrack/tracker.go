@@ -28,14 +28,17 @@ const (
 	// shareOfTime: after a pass that took a time, this many times as long nothing is done, so that changes without end cost a fifth of a core.
 	shareOfTime = 4
 	maxPause    = time.Second
-	firstRetry  = 50 * time.Millisecond
-	lastRetry   = 5 * time.Second
+	// synTime is how long SYNs may wait for a pass: a client sends its second one a second after the first (RFC 6298, section 2).
+	synTime    = 500 * time.Millisecond
+	firstRetry = 50 * time.Millisecond
+	lastRetry  = 5 * time.Second
 )
 
 // A Tracker keeps the kernel's table of flows to what is in force. Its methods may be called concurrently, but for Close.
 type Tracker struct {
 	options Options
 	wake    chan struct{} // holds one token if something is owed that Run has not seen
+	later   chan struct{} // the same for what can wait for synTime
 
 	mu sync.Mutex // guards what follows
 	judge
@@ -78,7 +81,7 @@ func New(o Options) (*Tracker, error) {
 		return nil, errors.Join(err, asking.close())
 	}
 	return &Tracker{
-		options: o, wake: make(chan struct{}, 1), asking: asking, ending: ending,
+		options: o, wake: make(chan struct{}, 1), later: make(chan struct{}, 1), asking: asking, ending: ending,
 		judge:     judge{graves: map[model.FrontendKey]grave{}, others: map[netip.Addr]int{}},
 		owed:      owed{look: map[model.FrontendKey]struct{}{}},
 		frontends: map[kind]int{},
@@ -151,8 +154,20 @@ func (t *Tracker) applied(was, now desired, network *model.Network, changed iter
 	} else {
 		t.owe(owed{look: d.look})
 	}
-	if t.all || len(t.look) > 0 {
-		t.nudge()
+	t.nudge(d)
+}
+
+// nudge has Run do what is owed.
+func (t *Tracker) nudge(d *difference) {
+	to := t.later
+	if t.all || d.urgent() {
+		to = t.wake
+	} else if len(d.look) == 0 {
+		return
+	}
+	select {
+	case to <- struct{}{}:
+	default: // one pass does both
 	}
 }
 
@@ -176,51 +191,53 @@ func (t *Tracker) owe(more owed) {
 	}
 }
 
-func (t *Tracker) nudge() {
-	select {
-	case t.wake <- struct{}{}:
-	default: // one pass does both
-	}
-}
-
 // Run does what is owed, and looks at the whole table at first and after each period, until ctx ends; it returns nil then.
 func (t *Tracker) Run(ctx context.Context) error {
 	period := time.NewTicker(t.options.Period)
 	defer period.Stop()
+	var syns <-chan time.Time // not nil while SYNs wait
 	pause := time.NewTimer(0)
 	defer pause.Stop()
-	retry, failing := firstRetry, false
+	var failures int
 	for {
 		select { // the pause first
 		case <-ctx.Done():
 			return nil
 		case <-pause.C:
 		}
-		if !failing {
+		for wait := failures == 0; wait; {
 			select {
 			case <-ctx.Done():
 				return nil
+			case <-t.later:
+				if syns == nil {
+					syns = time.After(synTime)
+				}
+				continue
+			case <-syns:
 			case <-t.wake:
 			case <-period.C:
 				t.oweAll()
 			}
+			wait = false
 		}
+		syns = nil
 		start := time.Now()
 		result, err := t.Reconcile(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		if failing = err != nil; failing {
+		if err != nil {
 			t.options.Logger.Error("stale flows could not be deleted, trying again", "component", "conntrack", "err", err)
-			pause.Reset(retry)
-			retry = min(2*retry, lastRetry)
+			pause.Reset(min(firstRetry<<min(failures, 10), lastRetry))
+			failures++
 			continue
 		}
+		failures = 0
 		took := time.Since(start)
 		if result.Deleted > 0 {
 			t.options.Logger.Debug("stale flows deleted", "component", "conntrack", "deleted", result.Deleted, "seen", result.Seen, "took", took)
 		}
-		retry = firstRetry
 		pause.Reset(min(shareOfTime*took, maxPause))
 	}
 }

@@ -37,7 +37,7 @@ func newWorld(services ...*model.Service) *world {
 	return w
 }
 
-func (w *world) Owner(key frontend) *model.Service                 { return w.owners[key] }
+func (w *world) Owner(key frontend) *model.Service           { return w.owners[key] }
 func (w *world) Service(key model.ServiceKey) *model.Service { return w.services[key] }
 
 // changed are the Services that differ from those of another world.
