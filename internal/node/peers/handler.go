@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 )
 
 // Path is where nodes ask, with the resourceVersion as a parameter of this name.
@@ -29,7 +31,7 @@ const (
 // HandlerOptions of NewHandler. Wait is needed.
 type HandlerOptions struct {
 	// Wait returns nil when this node's data planes have applied all EndpointSlices up to a resourceVersion, or the error of ctx
-	// when that ends. It is called concurrently. See Watermark.
+	// when that ends. It is called concurrently.
 	Wait func(ctx context.Context, resourceVersion string) error
 	// Patience is how long a question waits for its answer; zero = 3 s.
 	Patience time.Duration
@@ -103,4 +105,13 @@ func refuse(w http.ResponseWriter, code int, text string) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(code)
 	_, _ = w.Write([]byte(text)) // a client that has left needs no answer
+}
+
+// maxVersion is far more than the digits of etcd's 64 bits.
+const maxVersion = 128
+
+// valid reports whether a text is a resourceVersion that can be compared (KEP-5504): a decimal number above zero.
+func valid(version string) bool {
+	_, err := resourceversion.CompareResourceVersion(version, version)
+	return err == nil && len(version) <= maxVersion
 }
