@@ -32,6 +32,8 @@ type difference struct {
 	graves map[model.FrontendKey][]netip.AddrPort
 	// born are frontends that have an owner now and had none.
 	born []model.FrontendKey
+	// owned are frontends that another Service value has now, or none, but for TCP.
+	owned map[model.FrontendKey]*model.Service
 	// frontends is by how many each kind became more or fewer.
 	frontends map[kind]int
 	// others is by how many Services of other proxies an address was taken more or less.
@@ -41,7 +43,7 @@ type difference struct {
 func newDifference() *difference {
 	return &difference{
 		look: map[model.FrontendKey]struct{}{}, graves: map[model.FrontendKey][]netip.AddrPort{},
-		frontends: map[kind]int{}, others: map[netip.Addr]int{},
+		owned: map[model.FrontendKey]*model.Service{}, frontends: map[kind]int{}, others: map[netip.Addr]int{},
 	}
 }
 
@@ -106,6 +108,9 @@ func (d *difference) leave(before *model.Service, now desired) {
 			f := &p.Frontends[i]
 			owner := now.Owner(f.FrontendKey)
 			if owner == nil {
+				if p.Protocol != model.TCP {
+					d.owned[f.FrontendKey] = nil
+				}
 				if addrs == nil {
 					addrs = addresses(had)
 				}
@@ -140,7 +145,11 @@ func (d *difference) enter(was desired, after *model.Service) {
 			if owner == nil {
 				d.born = append(d.born, f.FrontendKey)
 			}
-			if p.Protocol == model.TCP || empty(f) {
+			if p.Protocol == model.TCP {
+				continue
+			}
+			d.owned[f.FrontendKey] = after
+			if empty(f) {
 				continue
 			}
 			if owner != nil {

@@ -19,6 +19,8 @@ type judge struct {
 	// now is in force; next, which may be nil, is about to be, or is already.
 	now, next desired
 	network   *model.Network
+	// owned is frontend → its owner in now, but for TCP: the same as now.Owner, which allocates, and this is asked for each flow of the table.
+	owned map[model.FrontendKey]*model.Service
 	// graves is frontend that is gone → the endpoints it had.
 	graves map[model.FrontendKey]grave
 	// others is address → how many Services have it that another proxy forwards.
@@ -30,13 +32,23 @@ func (j *judge) lost(f *flow) bool {
 	if f.protocol == model.TCP && f.answered() {
 		return false // an established connection finishes
 	}
-	return j.lostBy(j.now, f) && (j.next == nil || j.lostBy(j.next, f))
+	key := model.FrontendKey{Addr: f.dst.Addr(), Protocol: f.protocol, Port: f.dst.Port()}
+	return j.lostBy(j.owner(key), key, f) && (j.next == nil || j.lostBy(j.next.Owner(key), key, f))
 }
 
-func (j *judge) lostBy(d desired, f *flow) bool {
-	key := model.FrontendKey{Addr: f.dst.Addr(), Protocol: f.protocol, Port: f.dst.Port()}
-	if owner := d.Owner(key); owner != nil {
+func (j *judge) owner(key model.FrontendKey) *model.Service {
+	if key.Protocol == model.TCP {
+		return j.now.Owner(key)
+	}
+	return j.owned[key]
+}
+
+func (j *judge) lostBy(owner *model.Service, key model.FrontendKey, f *flow) bool {
+	if owner != nil {
 		return !holds(owner, key, f)
+	}
+	if j.others[key.Addr] > 0 {
+		return false
 	}
 	if g, ok := j.graves[key]; ok && slices.Contains(g.endpoints, f.endpoint) {
 		return true
@@ -46,10 +58,7 @@ func (j *judge) lostBy(d desired, f *flow) bool {
 
 // orphaned says whether an address that no frontend has is nevertheless only ours to translate.
 func (j *judge) orphaned(addr netip.Addr) bool {
-	if j.others[addr] > 0 || slices.Contains(j.network.NodePortAddrs, addr) {
-		return false
-	}
-	return slices.ContainsFunc(j.network.ServiceCIDRs, func(p netip.Prefix) bool { return p.Contains(addr) })
+	return !slices.Contains(j.network.NodePortAddrs, addr) && slices.ContainsFunc(j.network.ServiceCIDRs, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 // holds says whether a flow to the owner's frontend leads to where it may.
@@ -73,8 +82,11 @@ func admits(f *model.Frontend, source netip.Addr) bool {
 	return len(f.SourceRanges) == 0 || slices.ContainsFunc(f.SourceRanges, func(p netip.Prefix) bool { return p.Contains(source) })
 }
 
-// find returns what a Service has for the key.
+// find returns what a Service, which may be nil, has for the key.
 func find(s *model.Service, key model.FrontendKey) (*model.Port, *model.Frontend) {
+	if s == nil {
+		return nil, nil
+	}
 	for _, p := range s.Ports {
 		if p.Protocol != key.Protocol {
 			continue

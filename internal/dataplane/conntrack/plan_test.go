@@ -66,8 +66,9 @@ func TestLost(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			now := worldOf(test.now...)
 			now.network.NodePortAddrs = append(now.network.NodePortAddrs, netip.MustParseAddr("10.96.255.1"))
+			from := compare(nil, now, now.changed(nil))
 			j := judge{
-				now: now, network: &now.network, others: compare(nil, now, now.changed(nil)).others,
+				now: now, network: &now.network, owned: from.owned, others: from.others,
 				graves: map[frontend]grave{keyOf("udp:192.0.2.1:30099"): {endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.1.0.5:53")}}},
 			}
 			if lost := j.lost(flowOf(test.flow)); lost != test.lost {
@@ -80,7 +81,7 @@ func TestLost(t *testing.T) {
 // TestLostToBoth holds that a flow that fits what comes into force is left alone as well.
 func TestLostToBoth(t *testing.T) {
 	now, next := worldOf("dns udp:10.96.0.1:53 >10.1.0.1:53"), worldOf("dns udp:10.96.0.1:53 >10.1.0.2:53")
-	j := judge{now: now, next: next, network: &now.network}
+	j := judge{now: now, next: next, network: &now.network, owned: compare(nil, now, now.changed(nil)).owned}
 	for endpoint, want := range map[string]bool{"10.1.0.1:53": false, "10.1.0.2:53": false, "10.1.0.3:53": true} {
 		if lost := j.lost(flowOf("udp 10.2.0.1:4000 10.96.0.1:53 " + endpoint)); lost != want {
 			t.Errorf("to %s: lost %v, want %v", endpoint, lost, want)
@@ -170,7 +171,7 @@ func TestCompare(t *testing.T) {
 
 // TestQuestions holds what the kernel is asked.
 func TestQuestions(t *testing.T) {
-	tr := &Tracker{judge: judge{graves: map[frontend]grave{}, others: map[netip.Addr]int{}}, frontends: map[kind]int{}, wake: make(chan struct{}, 1), later: make(chan struct{}, 1)}
+	tr := &Tracker{judge: judge{owned: map[frontend]*model.Service{}, graves: map[frontend]grave{}, others: map[netip.Addr]int{}}, frontends: map[kind]int{}, wake: make(chan struct{}, 1), later: make(chan struct{}, 1)}
 	was := worldOf("a tcp:10.96.0.1:53 >10.1.0.1:53")
 	tr.applied(nil, was, &was.network, was.changed(nil))
 	if n := len(tr.questions(tr.owed)); n != 6 {
@@ -196,8 +197,8 @@ func TestQuestions(t *testing.T) {
 	}
 	empty := worldOf()
 	tr.applied(now, empty, &empty.network, empty.changed(now))
-	if len(tr.frontends) != 0 || len(tr.graves) != 3 || len(tr.questions(owed{all: true})) != 2 {
-		t.Errorf("after all Services went: frontends %v, graves %v", tr.frontends, tr.graves)
+	if len(tr.frontends) != 0 || len(tr.owned) != 0 || len(tr.graves) != 3 || len(tr.questions(owed{all: true})) != 2 {
+		t.Errorf("after all Services went: frontends %v, owned %v, graves %v", tr.frontends, tr.owned, tr.graves)
 	}
 	if g := tr.graves[keyOf("udp:10.96.0.2:53")]; time.Since(g.dug) > time.Minute {
 		t.Error("a grave does not know its age")

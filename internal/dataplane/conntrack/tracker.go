@@ -82,7 +82,9 @@ func New(o Options) (*Tracker, error) {
 	}
 	return &Tracker{
 		options: o, wake: make(chan struct{}, 1), later: make(chan struct{}, 1), asking: asking, ending: ending,
-		judge:     judge{graves: map[model.FrontendKey]grave{}, others: map[netip.Addr]int{}},
+		judge: judge{
+			owned: map[model.FrontendKey]*model.Service{}, graves: map[model.FrontendKey]grave{}, others: map[netip.Addr]int{},
+		},
 		owed:      owed{look: map[model.FrontendKey]struct{}{}},
 		frontends: map[kind]int{},
 	}, nil
@@ -140,6 +142,11 @@ func (t *Tracker) applied(was, now desired, network *model.Network, changed iter
 	}
 	for _, key := range d.born {
 		delete(t.graves, key)
+	}
+	for key, owner := range d.owned {
+		if t.owned[key] = owner; owner == nil {
+			delete(t.owned, key)
+		}
 	}
 	add(t.frontends, d.frontends)
 	add(t.others, d.others)
