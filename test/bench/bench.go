@@ -21,6 +21,11 @@ type bench struct {
 	server       *server
 	load         load
 	own          Section // of the server itself
+	lab          *place  // of the traffic parts, with what follows
+	group        *cgroup
+	fill         *filler
+	labs, sites  int // ever made
+	turned       int // of flippedService: the number of the last
 }
 
 func (b *bench) all(ctx context.Context) error {
@@ -29,7 +34,10 @@ func (b *bench) all(ctx context.Context) error {
 			return err
 		}
 	}
-	return b.nodesParts(ctx)
+	if err := b.nodesParts(ctx); err != nil {
+		return err
+	}
+	return b.trafficAll(ctx)
 }
 
 // controllers are the parts that compare ours with upstream's, on a server without nodes.

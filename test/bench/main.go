@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -41,6 +40,12 @@ func child() {
 		exit(contenderMain(os.Args[2:]))
 	case targetCommand:
 		exit(targetMain())
+	case serveCommand:
+		exit(serveMain())
+	case loadCommand:
+		exit(loadMain(os.Args[2:]))
+	case probeCommand:
+		exit(probeMain(os.Args[2:]))
 	}
 }
 
@@ -69,9 +74,9 @@ const (
 	partSilent  = "silent"
 )
 
-func parts() []string { return append(controllerParts(), nodeParts()...) }
+func parts() []string { return slices.Concat(controllerParts(), nodeParts(), trafficParts()) }
 
-// controllerParts compare the controllers on a server without nodes, nodeParts are of `endpointd up`.
+// controllerParts compare the controllers on a server without nodes, nodeParts are of `endpointd up`, trafficParts compare data planes.
 func controllerParts() []string {
 	return []string{partStartup, partFlips, partMemory, partBig, partReplace}
 }
@@ -98,6 +103,7 @@ type options struct {
 	settle       time.Duration
 	verbose      bool
 	command      string
+	trafficOptions
 }
 
 func parse(args []string) (*options, error) {
@@ -108,7 +114,8 @@ func parse(args []string) (*options, error) {
 	flags.StringVar(&o.profiles, "cpuprofile", "", "`folder` for CPU profiles of ours and upstream, one of each run")
 	run := flags.String("run", strings.Join(parts(), ","), "`parts` to run")
 	only := flags.String("only", "", "`contenders` to run, such as ours,upstream")
-	services := flags.String("services", "100,1000", "`numbers` of Services with ten pods each; the parts memory, big and replace take the last one's pods")
+	services := flags.String("services", "", "`numbers` of Services: 100,1000 with ten pods each, of which memory, big and replace take the last one's pods; 1,1000 with two endpoints each in the traffic parts")
+	shapes := o.trafficFlags(flags)
 	short := flags.Bool("short", false, "tiny sizes: all parts in less than two minutes, the figures say little")
 	flags.IntVar(&o.starts, "starts", 5, "starts of the server in the part startup")
 	flags.IntVar(&o.rounds, "rounds", 3, "`times` that ours and upstream take turns")
@@ -129,6 +136,8 @@ func parse(args []string) (*options, error) {
 		*services, o.starts, o.samples, o.peerSamples, o.settle = "3,6", 1, 20, 20, time.Second
 		o.rounds, o.replacements = 1, 1
 		o.probed, o.pods, o.fleets, o.kills, o.silences = 100, 18, 1, 8, 1
+		*shapes = "6x2,5x10"
+		o.traffic, o.slowFlips, o.fastFlips, o.colds, o.readies = 200*time.Millisecond, 1, 5, 1, 2
 	}
 	o.run = strings.Split(*run, ",")
 	for _, part := range o.run {
@@ -139,12 +148,8 @@ func parse(args []string) (*options, error) {
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
 	}
-	for text := range strings.SplitSeq(*services, ",") {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 || n > 5000 || len(o.services) > 0 && n <= o.services[len(o.services)-1] {
-			return nil, fmt.Errorf("-services %s: want numbers of 1 to 5000 that grow", *services)
-		}
-		o.services = append(o.services, n)
+	if err := o.checkTraffic(*services, *shapes, slices.ContainsFunc(controllerParts(), o.wants)); err != nil {
+		return nil, err
 	}
 	if o.rounds < 1 || o.replacements < 1 || o.samples < 2 || o.peerSamples < 2 || o.starts < 1 {
 		return nil, errors.New("-rounds, -replacements and -starts want at least 1, -samples and -peer-samples at least 2")

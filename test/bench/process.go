@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +26,7 @@ type process struct {
 	cmd     *exec.Cmd
 	log     *os.File
 	started time.Time
+	heard   func(string)   // called with each line; may be nil
 	until   string         // how the line begins that says that it is ready; "" is any line
 	first   chan time.Time // when it printed that line on standard output; closed with the output
 	done    chan struct{}  // closed when it is gone
@@ -41,37 +41,66 @@ func start(name, log string, env []string, program string, args ...string) (*pro
 
 // startUntil does the same with a program that says more before the line that begins with until.
 func startUntil(until, name, log string, env []string, program string, args ...string) (*process, error) {
+	return spot{}.start(&process{until: until, name: name}, log, env, program, args...)
+}
+
+// spot is where a child runs. The zero value is where we are.
+type spot struct {
+	place *place
+	group *cgroup
+}
+
+// command is a child that dies with the thread that starts it. That thread must be at the spot.
+func (s spot) command(ctx context.Context, env []string, program string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if s.group != nil {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(s.group.fd.Fd())
+	}
+	return cmd
+}
+
+// on runs f on a thread of its own in the spot's network namespace.
+func (s spot) on(f func() error) error {
+	if s.place == nil {
+		return onThread(f)
+	}
+	return s.place.do(f)
+}
+
+// start starts p, whose name and until are given.
+func (s spot) start(p *process, log string, env []string, program string, args ...string) (*process, error) {
 	file, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(program, args...)
-	cmd.Env = env
+	cmd := s.command(context.Background(), env, program, args...)
 	cmd.Stderr = file
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
-	p := &process{name: name, until: until, cmd: cmd, log: file, first: make(chan time.Time, 1), done: make(chan struct{})}
-	started := make(chan error)
+	p.cmd, p.log, p.first, p.done = cmd, file, make(chan time.Time, 1), make(chan struct{})
+	started := make(chan error, 2) // how it started, and why not if the thread could not get there
 	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		p.started = time.Now()
-		err := cmd.Start()
-		started <- err
-		if err != nil {
-			return
-		}
-		var reading sync.WaitGroup
-		reading.Go(func() { p.read(out) })
-		reading.Wait()
-		p.err = cmd.Wait()
-		close(p.done)
+		started <- s.on(func() error {
+			p.started = time.Now()
+			err := cmd.Start()
+			started <- err
+			if err != nil {
+				return err
+			}
+			var reading sync.WaitGroup
+			reading.Go(func() { p.read(out) })
+			reading.Wait()
+			p.err = cmd.Wait()
+			close(p.done)
+			return nil
+		})
 	}()
 	if err := <-started; err != nil {
-		return nil, errors.Join(fmt.Errorf("start %s: %w", name, err), file.Close())
+		return nil, errors.Join(fmt.Errorf("start %s: %w", p.name, err), file.Close())
 	}
 	return p, nil
 }
@@ -83,6 +112,9 @@ func (p *process) read(out io.Reader) {
 		if !said && strings.HasPrefix(lines.Text(), p.until) {
 			p.first <- time.Now()
 			said = true
+		}
+		if p.heard != nil {
+			p.heard(lines.Text())
 		}
 	}
 }
@@ -137,6 +169,15 @@ func (p *process) stop() error {
 		<-p.done
 		return fmt.Errorf("%s did not end within %v of SIGTERM, killed%s", p.name, stopGrace, p.tail())
 	}
+}
+
+// kill ends a child that does not end by itself as it should, or that we need no more of. One that has ended is fine.
+func (p *process) kill() error {
+	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-p.done
+	return p.log.Close()
 }
 
 // cpu is the CPU time that the child has used so far, user and system, in nanoseconds and over all its threads.

@@ -19,6 +19,8 @@ type Report struct {
 	Command  string    `json:"command"`
 	Seconds  float64   `json:"seconds"`
 	Sections []Section `json:"sections"`
+	// Notes say what is missing and why, and what bounds a figure.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Machine is where it was measured. Load says whether others were at work at the same time.
@@ -60,6 +62,7 @@ type Value struct {
 	Max     float64 `json:"max"`
 	Runs    int     `json:"runs"`
 	Samples int     `json:"samples"`
+	AtLeast bool    `json:"atLeast,omitempty"` // it was not waited for any longer
 }
 
 // Ahead is the peer's value divided by that of ours, as its own process and inside the server's; 0 where there is none.
@@ -177,7 +180,7 @@ func (r *Report) print(w io.Writer) error {
 					samples = append(samples, "–")
 					continue
 				}
-				fmt.Fprintf(table, "\t%s", number(v.Value))
+				fmt.Fprintf(table, "\t%s%s", map[bool]string{true: "> "}[v.AtLeast], number(v.Value))
 				if v.Runs > 1 {
 					fmt.Fprintf(table, " (%s–%s)", number(v.Min), number(v.Max))
 				}
@@ -193,6 +196,12 @@ func (r *Report) print(w io.Writer) error {
 				fmt.Fprintf(w, "  published, %s: %s\n", row.Name, row.Published)
 			}
 		}
+	}
+	for i, note := range r.Notes {
+		if i == 0 {
+			fmt.Fprintln(w)
+		}
+		fmt.Fprintln(w, "note:", note)
 	}
 	return nil
 }

@@ -23,6 +23,7 @@ const readyWait = time.Minute
 // server is an `endpointd server` on one folder. It may be stopped and started again, as another mode.
 type server struct {
 	binary, dir, listen string
+	at                  spot
 	process             *process // nil when stopped
 	bare                bool     // without its own endpoints controllers
 	// writes and watches have connections of their own, as two users of an API would.
@@ -61,7 +62,7 @@ func (s *server) start(ctx context.Context, bare bool) (time.Duration, error) {
 	if bare {
 		args = append(args, "--disable-controllers", "endpoints,mirror")
 	}
-	p, err := start("endpointd server", filepath.Join(s.dir, "server.log"), s.environment(), s.binary, args...)
+	p, err := s.at.start(&process{name: "endpointd server"}, filepath.Join(s.dir, "server.log"), s.environment(), s.binary, args...)
 	if err != nil {
 		return 0, err
 	}
@@ -84,7 +85,7 @@ func (s *server) client() (kubernetes.Interface, error) {
 	if err != nil {
 		return nil, err
 	}
-	config.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	config.Dial = s.at.place.dialer().dial
 	connection, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, err
