@@ -30,18 +30,22 @@ import (
 	"github.com/endpointd/endpointd/internal/node/container"
 	"github.com/endpointd/endpointd/internal/node/image"
 	"github.com/endpointd/endpointd/internal/node/manifest"
+	"github.com/endpointd/endpointd/internal/node/peers"
 	"github.com/endpointd/endpointd/internal/node/podnet"
 	"github.com/endpointd/endpointd/internal/node/podspec"
 	"github.com/endpointd/endpointd/internal/node/process"
 	"github.com/endpointd/endpointd/internal/node/register"
 	"github.com/endpointd/endpointd/internal/node/stream"
+	"github.com/endpointd/endpointd/internal/node/traffic"
 	"github.com/endpointd/endpointd/internal/node/watch"
 	"github.com/endpointd/endpointd/internal/prober"
 )
 
 // NodeOptions are those of `endpointd node`.
 type NodeOptions struct {
-	Kubeconfig string
+	// ProxyOnly leads connections and nothing else, on a node that a kubelet keeps.
+	ProxyOnly  bool
+	Kubeconfig string // "" = the service account of the pod that this process runs in
 	DataDir    string
 	Name       string         // "" = the one in the kubeconfig's certificate, else the machine's
 	Addrs      []netip.Addr   // of the node, primary first; empty = the one of the default route
@@ -53,9 +57,15 @@ type NodeOptions struct {
 	Labels     map[string]string
 	Cgroup     string // cgroup v2 folder below which pods get theirs; "" = one of this node's own, where there is v2
 	Listen     string // of the kubelet API, host:port; the host empty = the node's primary address
-	DrainGrace time.Duration
-	Version    string // of this program
-	Logger     *slog.Logger
+	DataPlane  DataPlane
+	// NodePorts says on which addresses NodePorts answer.
+	NodePorts traffic.NodePortAddrs
+	// ClusterCIDRs are the ranges of all nodes' pods; empty = those of all Nodes.
+	ClusterCIDRs []netip.Prefix
+	Healthz      string // address of health checks and metrics, host:port; "" = none
+	DrainGrace   time.Duration
+	Version      string // of this program
+	Logger       *slog.Logger
 	// Ready is called once, when the node is registered and its pods are known.
 	Ready func(node string, addrs []netip.Addr, pods []netip.Prefix)
 }
@@ -82,6 +92,9 @@ type agent struct {
 	specs     *podspec.Builder
 	static    *manifest.Manifest // nil without a folder
 	node      *node.Agent
+	plane     *plane
+	traffic   *traffic.Traffic
+	peers     *peers.Client // nil = nobody is asked
 	nodes     *watch.Store[*corev1.Node]
 	pods      *watch.Store[*corev1.Pod]
 
@@ -89,9 +102,13 @@ type agent struct {
 	fail context.CancelCauseFunc
 }
 
-// RunNode runs until ctx ends. The pods run on.
+// RunNode runs until ctx ends. The pods run on, and connections are led on.
 func RunNode(ctx context.Context, o NodeOptions) (err error) {
-	if err := mayMakePods(); err != nil {
+	may := mayMakePods
+	if o.ProxyOnly {
+		may = mayForward
+	}
+	if err := may(); err != nil {
 		return err
 	}
 	apiserver.RouteKlog(o.Logger)
@@ -108,27 +125,38 @@ func RunNode(ctx context.Context, o NodeOptions) (err error) {
 		return err
 	}
 	defer a.events.Shutdown()
-	if err := a.address(); err != nil {
-		return err
-	}
 
 	parts, cancel := context.WithCancelCause(ctx)
 	a.fail = cancel
 	defer a.work.Wait()
 	defer cancel(nil)
-	if err := a.prepare(parts); err != nil {
-		return err
+	work := a.host
+	if o.ProxyOnly {
+		work = a.forward
 	}
 	defer a.close()
-	if err := a.start(parts); err != nil {
+	if err := work(parts); err != nil {
 		return err
 	}
-	o.Ready(a.o.Name, a.o.Addrs, a.o.PodCIDRs)
+	if parts.Err() == nil {
+		o.Ready(a.o.Name, a.o.Addrs, a.o.PodCIDRs)
+	}
 	<-parts.Done()
 	if ctx.Err() != nil {
 		return nil
 	}
 	return context.Cause(parts)
+}
+
+// host is the work of an agent that keeps a node of its own.
+func (a *agent) host(ctx context.Context) error {
+	if err := a.address(); err != nil {
+		return err
+	}
+	if err := a.prepare(ctx); err != nil {
+		return err
+	}
+	return a.start(ctx)
 }
 
 // run has a part of the agent run until the end; if it ends by itself, the agent does.
@@ -204,13 +232,16 @@ func (a *agent) prepare(ctx context.Context) error {
 		return err
 	}
 	a.runtimes = map[string]container.Runtime{node.ClassProcess: a.processes, node.ClassExternal: node.NewExternal()}
-	a.objects = newObjects(a.client, o.Logger)
+	a.objects = newObjects(a.client)
 	a.probes = prober.New()
 	a.specs, err = podspec.New(podspec.Options{
 		Source: a.objects, Images: images, Dir: filepath.Join(o.DataDir, "volumes"), Node: a.self,
 		ClusterDNS: o.ClusterDNS, ClusterDomain: o.Domain, Event: a.warn, Logger: o.Logger,
 	})
 	if err != nil {
+		return err
+	}
+	if err := a.lead(ctx); err != nil {
 		return err
 	}
 	return a.pick(ctx)
@@ -297,7 +328,7 @@ func (a *agent) pick(ctx context.Context) error {
 	var err error
 	options := node.Options{
 		HostIPs: a.o.Addrs, Client: a.client.CoreV1(), Recorder: a.recorder, Runtimes: a.runtimes, Network: a.network, Specs: a.specs, Probes: a.probes,
-		Mirror: a.mirror, LastWords: a.lastWords, DrainGrace: a.o.DrainGrace, Logger: a.o.Logger,
+		Mirror: a.mirror, LastWords: a.lastWords, Traffic: facts{a.traffic}, DrainGrace: a.o.DrainGrace, Logger: a.o.Logger,
 	}
 	if a.o.Manifests != "" {
 		a.static = manifest.New(manifest.Options{
@@ -316,13 +347,11 @@ func (a *agent) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.watchNodes()
+	a.runTraffic(ctx)
 	a.run(ctx, "probes", a.probes.Run)
 	a.run(ctx, "routes", a.keepRoutes)
 	a.work.Go(func() { trimMemory(ctx) })
 	a.work.Go(func() { dropPages(ctx) })
-	a.run(ctx, "objects", a.objects.run)
-	a.run(ctx, "nodes", a.nodes.Run)
 	a.run(ctx, "pods", a.node.Run)
 	a.run(ctx, "watch of pods", a.pods.Run)
 	if a.static != nil {
@@ -334,6 +363,7 @@ func (a *agent) start(ctx context.Context) error {
 		a.node.Synced()
 	case <-ctx.Done():
 	}
+	_ = a.plane.inForce(ctx) // it ends with ctx
 	return nil
 }
 
@@ -364,17 +394,12 @@ func (a *agent) mirror(static types.UID) (*corev1.Pod, bool) {
 	return nil, false
 }
 
-// watchNodes keeps routes to the other nodes' pods.
-func (a *agent) watchNodes() {
-	a.nodes = watch.New(watch.Options[*corev1.Node]{
-		Name: "nodes", Source: watch.From(a.client.CoreV1().Nodes()), Logger: a.o.Logger,
-		Changed: func(was, now *corev1.Node) {
-			if was != nil && now != nil && samePeer(was, now) || !a.nodes.HasSynced() && now == nil {
-				return
-			}
-			a.setPeers()
-		},
-	})
+// nodeChanged keeps routes to the other nodes' pods.
+func (a *agent) nodeChanged(was, now *corev1.Node) {
+	if was != nil && now != nil && samePeer(was, now) || !a.nodes.HasSynced() && now == nil {
+		return
+	}
+	a.setPeers()
 }
 
 // routesPeriod is how often routes and tables are compared with what they should be: somebody may have removed them.
@@ -418,7 +443,7 @@ func (a *agent) kubelet() (*stream.Server, net.Listener, error) {
 	}
 	listener, err := net.Listen("tcp", net.JoinHostPort(host, port))
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: a kubelet or another agent serves this port: stop it, or choose another one with --listen", err)
+		return nil, nil, fmt.Errorf("%w: a kubelet or another agent serves this port: stop it, choose another one with --listen, or use --proxy-only to forward Services beside it", err)
 	}
 	options, err := a.streams()
 	if err != nil {
@@ -437,7 +462,12 @@ func (a *agent) close() {
 	if a.o.Cgroup == "" && a.groups != "" {
 		_ = os.Remove(a.groups) // ours, and gone if no pod runs on
 	}
-	if err := a.network.Stop(); err != nil {
-		a.o.Logger.Warn("network", "err", err)
+	if a.network != nil {
+		if err := a.network.Stop(); err != nil {
+			a.o.Logger.Warn("network", "err", err)
+		}
+	}
+	if a.peers != nil {
+		a.peers.Close()
 	}
 }

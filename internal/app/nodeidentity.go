@@ -58,15 +58,16 @@ func certifiedNode(config *rest.Config) string {
 
 // mayMakePods says what is missing for the agent's work, before anything is begun.
 func mayMakePods() error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return fmt.Errorf("capabilities of this process: %w", err)
-	}
-	const needed = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_NET_ADMIN
-	if data[0].Effective&needed != needed {
+	if !capable(unix.CAP_SYS_ADMIN) || !capable(unix.CAP_NET_ADMIN) {
 		return errors.New("pods need namespaces and routes, which this user may not make: run endpointd node as root " +
 			"(CAP_SYS_ADMIN and CAP_NET_ADMIN), or use endpointd up, which does without")
 	}
 	return nil
+}
+
+// capable says whether this process has a capability.
+func capable(number int) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&header, &data[0]) == nil && data[number/32].Effective&(1<<(number%32)) != 0
 }

@@ -2,7 +2,7 @@ package app
 
 import (
 	"context"
-	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -11,29 +11,54 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/endpointd/endpointd/internal/node/podnet"
-	"github.com/endpointd/endpointd/internal/node/watch"
 )
 
 // objects reads what pods refer to. ConfigMaps and Secrets are asked for when needed and believed for a moment: many pods
-// refer to the same ones, and a node may read only those of its own pods.
+// refer to the same ones, and a node may read only those of its own pods. Of Services it keeps what pods are told of them.
 type objects struct {
-	client   kubernetes.Interface
-	services *watch.Store[*corev1.Service]
+	client kubernetes.Interface
 
 	configMaps recent[*corev1.ConfigMap]
 	secrets    recent[*corev1.Secret]
+
+	mu       sync.RWMutex                // guards services
+	services map[string]map[string]*told // namespace → name → what pods are told
 }
 
-func newObjects(client kubernetes.Interface, log *slog.Logger) *objects {
-	return &objects{client: client, services: watch.New(watch.Options[*corev1.Service]{
-		Name: "services", Source: watch.From(client.CoreV1().Services("")), Logger: log,
-	})}
+// told is a Service as it is in the environment of pods.
+type told struct {
+	clusterIP string
+	ports     []corev1.ServicePort
 }
 
-func (o *objects) run(ctx context.Context) error { return o.services.Run(ctx) }
+func newObjects(client kubernetes.Interface) *objects {
+	return &objects{client: client, services: map[string]map[string]*told{}}
+}
+
+// serviceChanged is for traffic.Options.
+func (o *objects) serviceChanged(name types.NamespacedName, now *corev1.Service) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if now == nil || now.Spec.ClusterIP == "" || now.Spec.ClusterIP == corev1.ClusterIPNone {
+		delete(o.services[name.Namespace], name.Name)
+		if len(o.services[name.Namespace]) == 0 {
+			delete(o.services, name.Namespace)
+		}
+		return
+	}
+	if o.services[name.Namespace] == nil {
+		o.services[name.Namespace] = map[string]*told{}
+	}
+	t := &told{clusterIP: now.Spec.ClusterIP}
+	for _, p := range now.Spec.Ports {
+		t.ports = append(t.ports, corev1.ServicePort{Name: p.Name, Protocol: p.Protocol, Port: p.Port})
+	}
+	o.services[name.Namespace][name.Name] = t
+}
 
 // ConfigMap implements podspec.Source.
 func (o *objects) ConfigMap(ctx context.Context, namespace, name string) (*corev1.ConfigMap, error) {
@@ -56,7 +81,16 @@ func (o *objects) Token(ctx context.Context, namespace, account string, tr *auth
 
 // Services implements podspec.Source.
 func (o *objects) Services(namespace string) ([]*corev1.Service, error) {
-	return slices.DeleteFunc(o.services.List(), func(s *corev1.Service) bool { return s.Namespace != namespace }), nil
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	var services []*corev1.Service
+	for _, name := range slices.Sorted(maps.Keys(o.services[namespace])) {
+		t := o.services[namespace][name]
+		services = append(services, &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: corev1.ServiceSpec{ClusterIP: t.clusterIP, Ports: t.ports},
+		})
+	}
+	return services, nil
 }
 
 // recentFor is how long an answer is believed.

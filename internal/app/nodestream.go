@@ -13,6 +13,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"time"
@@ -35,8 +36,11 @@ func (a *agent) streams() (stream.Options, error) {
 	if err != nil {
 		return stream.Options{}, err
 	}
+	metrics := http.NewServeMux()
+	metrics.HandleFunc("GET /metrics", metricsHandler(a.plane))
 	return stream.Options{
-		Pods: podsOf{a}, Runtime: podsOf{a}, TLS: config, Logger: a.o.Logger,
+		Metrics: metrics,
+		Pods:    podsOf{a}, Runtime: podsOf{a}, TLS: config, Logger: a.o.Logger,
 		Authorize: stream.Review(a.o.Name, a.client.AuthorizationV1().SubjectAccessReviews()),
 		Stats:     usage.New(usage.Options{Node: a.o.Name, Pods: a.processes.Pods, Cgroup: a.groups}).Stats,
 	}, nil

@@ -35,6 +35,8 @@ type UpOptions struct {
 	NodePorts    utilnet.PortRange
 	// Images is the agents' table of images; "" = none.
 	Images string
+	// DataPlane of all nodes.
+	DataPlane DataPlane
 	// PublishNodePorts on the machine's loopback.
 	PublishNodePorts bool
 	// Inside are arguments that make this program call RunInside; the first is how it is called.
@@ -183,6 +185,7 @@ func (u *up) insideAddress() string {
 // compose says which processes run inside.
 func (u *up) compose() {
 	s := &u.spec
+	s.Services = u.ServiceCIDRs
 	s.DataDir, s.PublishNodePorts, s.Resolv = u.DataDir, u.PublishNodePorts, sandbox.Resolv(u.ServiceCIDRs[0])
 	s.Server = []string{"endpointd", "server", "--data-dir", u.DataDir, "--listen", u.insideAddress(), "--listen-fd", fmt.Sprint(sandbox.ServerFD),
 		"--service-cidr", joinText(u.ServiceCIDRs), "--pod-cidr", joinText(u.PodCIDRs), "--node-port-range", fmt.Sprintf("%d-%d", u.NodePorts.Base, u.NodePorts.Base+u.NodePorts.Size-1)}
@@ -190,7 +193,8 @@ func (u *up) compose() {
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		n.Args = []string{"endpointd", "node", "--kubeconfig", u.nodeKubeconfig(n.Name), "--name", n.Name, "--data-dir", sandbox.NodeDir(u.DataDir, n.Name),
-			"--node-ip", joinText(n.Addrs), "--pod-cidr", joinText(n.PodCIDRs), "--cluster-dns", sandbox.DNS(u.ServiceCIDRs[0]).String()}
+			"--node-ip", joinText(n.Addrs), "--pod-cidr", joinText(n.PodCIDRs), "--cluster-dns", sandbox.DNS(u.ServiceCIDRs[0]).String(),
+			"--cluster-cidr", joinText(u.PodCIDRs), "--data-plane", string(u.DataPlane)}
 		if u.Images != "" {
 			n.Args = append(n.Args, "--images", u.Images)
 		}

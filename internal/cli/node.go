@@ -1,17 +1,21 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/endpointd/endpointd/internal/app"
+	"github.com/endpointd/endpointd/internal/node/traffic"
 )
 
 // nodeFlags are as given on the command line.
@@ -21,6 +25,9 @@ type nodeFlags struct {
 	labels                    map[string]string
 	domain, manifests, images string
 	listen, cgroup            string
+	proxyOnly                 bool
+	nodePorts, clusterCIDRs   []string
+	dataPlane, healthz        string
 	drain                     time.Duration
 	logLevel, logFormat       string
 }
@@ -40,9 +47,15 @@ The kubeconfig comes from the server's machine:
 
   endpointd kubeconfig --node NAME --address ADDRESS --server https://SERVER:6443 --out node.kubeconfig
 
-When the node is registered and its pods are known, one line on standard output says so:
+Services are reachable from this machine and its pods: nftables leads connections to endpoints that are up, and where the kernel
+allows it, eBPF does so for clients on this machine without NAT. What was led is led on while no agent runs.
 
-  endpointd node NAME is ready: ADDRESS, pods CIDR`,
+When the node is registered, its pods are known and Services are led, one line on standard output says so:
+
+  endpointd node NAME is ready: ADDRESS, pods CIDR
+
+With --proxy-only it stands in for kube-proxy on a node of any Kubernetes cluster: a kubelet keeps the Node and its pods, and this
+program only reads Services, EndpointSlices and Nodes. Without --kubeconfig it uses the service account of its pod.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := f.options(streams)
@@ -73,7 +86,12 @@ func (f *nodeFlags) register(cmd *cobra.Command) {
 	flags.StringToStringVar(&f.labels, "node-labels", nil, "`labels` of the node, such as topology.kubernetes.io/zone=a")
 	flags.StringVar(&f.listen, "listen", ":10250", "`address` and port for logs, exec and port-forward (default: the node's address)")
 	flags.StringVar(&f.cgroup, "cgroup", "", "cgroup v2 `folder` for the pods (default: one of the node's name)")
-	flags.DurationVar(&f.drain, "drain-grace", 100*time.Millisecond, "how long a ready pod that is to end goes on before it is told, so that nobody is led there any more")
+	flags.DurationVar(&f.drain, "drain-grace", 2*time.Second, "how long, at the most, a ready pod that is to end goes on before it is told, until no node leads anybody there any more")
+	flags.BoolVar(&f.proxyOnly, "proxy-only", false, "lead connections to Services and nothing else: a kubelet keeps the node")
+	registerDataPlane(flags, &f.dataPlane)
+	flags.StringSliceVar(&f.nodePorts, "nodeport-addresses", []string{"primary"}, "`addresses` on which node ports answer: ranges of this machine's, or primary, all, localhost")
+	flags.StringSliceVar(&f.clusterCIDRs, "cluster-cidr", nil, "address range of all nodes' pods; two for dual stack (default: those of all Nodes)")
+	flags.StringVar(&f.healthz, "healthz-bind-address", ":10256", "`address` and port of health checks for load balancers, and of metrics; empty for none")
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json, on standard error")
 }
@@ -83,8 +101,9 @@ func (f *nodeFlags) options(streams IO) (app.NodeOptions, error) {
 	o := app.NodeOptions{
 		Kubeconfig: f.kubeconfig, DataDir: f.dataDir, Name: f.name, Manifests: f.manifests, Images: f.images, Domain: f.domain,
 		Labels: f.labels, Cgroup: f.cgroup, Listen: f.listen, DrainGrace: f.drain, Version: version,
+		ProxyOnly: f.proxyOnly, Healthz: f.healthz,
 	}
-	if f.kubeconfig == "" {
+	if f.kubeconfig == "" && !f.proxyOnly {
 		return o, flagError("kubeconfig", "must be given: make one on the server's machine with endpointd kubeconfig --node NAME")
 	}
 	if f.dataDir == "" {
@@ -97,6 +116,9 @@ func (f *nodeFlags) options(streams IO) (app.NodeOptions, error) {
 		return o, err
 	}
 	var err error
+	if err := f.traffic(&o); err != nil {
+		return o, err
+	}
 	if o.Addrs, err = parseAddrs("node-ip", f.addrs); err != nil {
 		return o, err
 	}
@@ -113,9 +135,49 @@ func (f *nodeFlags) options(streams IO) (app.NodeOptions, error) {
 		return o, err
 	}
 	o.Ready = func(name string, addrs []netip.Addr, pods []netip.Prefix) {
-		fmt.Fprintf(streams.Out, "endpointd node %s is ready: %s, pods %s\n", name, joined(addrs), joined(pods))
+		fmt.Fprintf(streams.Out, "endpointd node %s is ready: %s, pods %s\n", name, joined(addrs), cmp.Or(joined(pods), "unknown"))
 	}
 	return o, nil
+}
+
+// traffic checks what says how connections are led.
+func (f *nodeFlags) traffic(o *app.NodeOptions) (err error) {
+	if o.DataPlane, err = parseDataPlane(f.dataPlane); err != nil {
+		return err
+	}
+	if o.NodePorts, err = traffic.ParseNodePortAddrs(f.nodePorts); err != nil {
+		return flagError("nodeport-addresses", "%w", err)
+	}
+	if o.ClusterCIDRs, err = parseRanges("cluster-cidr", f.clusterCIDRs); err != nil {
+		return err
+	}
+	if f.healthz != "" {
+		if _, _, err := net.SplitHostPort(f.healthz); err != nil {
+			return flagError("healthz-bind-address", "%q is not HOST:PORT or :PORT, like :10256", f.healthz)
+		}
+	}
+	if !f.proxyOnly {
+		return nil
+	}
+	for flag, given := range map[string]bool{"manifests": f.manifests != "", "images": f.images != "", "node-labels": len(f.labels) > 0} {
+		if given {
+			return flagError(flag, "is about pods, which a kubelet keeps with --proxy-only: leave out one of the two")
+		}
+	}
+	return nil
+}
+
+// registerDataPlane is for all who have nodes.
+func registerDataPlane(flags *pflag.FlagSet, value *string) {
+	flags.StringVar(value, "data-plane", string(app.DataPlaneAuto), "how connections to Services are led: auto, ebpf (with nftables for what eBPF leaves) or nftables")
+}
+
+func parseDataPlane(text string) (app.DataPlane, error) {
+	kind := app.DataPlane(text)
+	if !slices.Contains([]app.DataPlane{app.DataPlaneAuto, app.DataPlaneEBPF, app.DataPlaneNFTables}, kind) {
+		return kind, flagError("data-plane", "%q is none of auto, ebpf, nftables", text)
+	}
+	return kind, nil
 }
 
 func checkNodeListen(listen string) error {

@@ -35,6 +35,7 @@ type upFlags struct {
 	files      []string
 	images     string
 	podCIDRs   []string
+	dataPlane  string
 	publish    bool
 	progressFD int
 }
@@ -89,6 +90,7 @@ func (f *upFlags) register(cmd *cobra.Command) {
 	flags.StringSliceVar(&f.serviceCIDRs, "service-cidr", []string{"10.96.0.0/16"}, "address range of Services; two, one of each family, for dual stack")
 	flags.StringSliceVar(&f.podCIDRs, "pod-cidr", []string{"10.244.0.0/16"}, "address range of pods; a node has a /24 or /64 of it; two for dual stack")
 	flags.StringVar(&f.nodePorts, "node-port-range", "30000-32767", "`range` of node ports")
+	registerDataPlane(flags, &f.dataPlane)
 	flags.BoolVar(&f.publish, "publish-node-ports", true, "open node ports on this machine's loopback")
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.logFormat, "log-format", "text", "text or json, on standard error")
@@ -123,6 +125,9 @@ func (f *upFlags) options(streams IO) (app.UpOptions, error) {
 		if err != nil {
 			return o, flagError("images", "%w", err)
 		}
+	}
+	if o.DataPlane, err = parseDataPlane(f.dataPlane); err != nil {
+		return o, err
 	}
 	f.show(streams, &o)
 	return o, nil
@@ -179,6 +184,7 @@ func (f *upFlags) runDetached(ctx context.Context, streams IO, o app.UpOptions) 
 	args := []string{
 		"up", "--nodes", strconv.Itoa(f.nodes), "--data-dir", f.dataDir, "--listen", f.listen, "--service-cidr", strings.Join(f.serviceCIDRs, ","),
 		"--pod-cidr", strings.Join(f.podCIDRs, ","), "--node-port-range", f.nodePorts, "--publish-node-ports=" + strconv.FormatBool(f.publish),
+		"--data-plane", f.dataPlane,
 		"--log-level", f.logLevel, "--log-format", f.logFormat, "--progress-fd", "3",
 	}
 	if o.Images != "" {

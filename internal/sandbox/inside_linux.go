@@ -218,6 +218,9 @@ func (in *inside) startNodes(ctx context.Context, work *sync.WaitGroup) error {
 		in.mu.Unlock()
 		work.Go(func() { s.run(ctx, agentGrace) })
 	}
+	if err := routeServices(in.spec); err != nil {
+		return err
+	}
 	if len(in.spec.Nodes) > 0 {
 		in.step("nodes", fmt.Sprintf("namespaces of %d nodes", len(in.spec.Nodes)), began)
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -110,6 +111,25 @@ func routePods(n Node) error {
 	return nil
 }
 
+// routeServices routes ClusterIPs to the nodes, which know where they lead: one address to one node, and all of them in use.
+func routeServices(s Spec) error {
+	for _, cidr := range s.Services {
+		route := &netlink.Route{Dst: ipNet(cidr)}
+		for _, n := range s.Nodes {
+			if i := slices.IndexFunc(n.Addrs, func(a netip.Addr) bool { return a.Is4() == cidr.Addr().Is4() }); i >= 0 {
+				route.MultiPath = append(route.MultiPath, &netlink.NexthopInfo{Gw: n.Addrs[i].AsSlice()})
+			}
+		}
+		if len(route.MultiPath) == 0 {
+			continue // no node has an address of this family
+		}
+		if err := netlink.RouteAdd(route); err != nil {
+			return fmt.Errorf("route %s via the nodes: %w", cidr, err)
+		}
+	}
+	return nil
+}
+
 func addAddress(link netlink.Link, p netip.Prefix) error {
 	addr := &netlink.Addr{IPNet: ipNet(p)}
 	if p.Addr().Is6() {
@@ -137,9 +157,12 @@ func loopbackUp() error {
 	return nil
 }
 
-// forward makes the thread's network namespace a router. Without IPv6 in the kernel there is one file less.
+// forward makes the thread's network namespace a router, and one that does not tell senders of shorter ways: what comes from the outer
+// namespace to a ClusterIP leaves by the link that it came from, and must not take a short cut. Without IPv6 in the kernel there is one file less.
 func forward() {
-	for _, file := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-		_ = os.WriteFile(filepath.Join("/proc/sys/net", file), []byte("1"), 0) // pods on other nodes would notice
+	for file, value := range map[string]string{
+		"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv4/conf/all/send_redirects": "0", "ipv4/conf/default/send_redirects": "0",
+	} {
+		_ = os.WriteFile(filepath.Join("/proc/sys/net", file), []byte(value), 0) // pods on other nodes would notice
 	}
 }

@@ -16,6 +16,8 @@ type Spec struct {
 	// Gateways are the outer namespace's addresses on the bridge, with its range: one of each family.
 	Gateways []netip.Prefix
 	Nodes    []Node
+	// Services are the ranges of ClusterIPs: the outer namespace routes them to the nodes.
+	Services []netip.Prefix
 	// Server are the arguments of the server, which runs in the outer namespace. Descriptor 3 is the listener on the
 	// machine's loopback.
 	Server []string

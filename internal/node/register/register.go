@@ -308,10 +308,15 @@ const runtimeName = "process://"
 // ErrKubelet says that a Node is somebody else's: a kubelet's, of a machine that is a node already.
 var ErrKubelet = errors.New("is kept by a kubelet")
 
+// Ours says whether an agent of this program keeps the Node.
+func Ours(node *corev1.Node) bool {
+	return strings.HasPrefix(node.Status.NodeInfo.ContainerRuntimeVersion, runtimeName)
+}
+
 // CheckKeeper is ErrKubelet if another program than this one keeps the Node, or did so last.
 func CheckKeeper(node *corev1.Node) error {
 	info := node.Status.NodeInfo
-	if info.ContainerRuntimeVersion == "" || strings.HasPrefix(info.ContainerRuntimeVersion, runtimeName) {
+	if info.ContainerRuntimeVersion == "" || Ours(node) {
 		return nil
 	}
 	return fmt.Errorf("node %s %w (%s, %s): use --proxy-only to forward Services beside it, or another --name; if it is no more, "+

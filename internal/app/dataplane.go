@@ -1,0 +1,230 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/endpointd/endpointd/internal/dataplane"
+	"github.com/endpointd/endpointd/internal/dataplane/conntrack"
+	"github.com/endpointd/endpointd/internal/dataplane/ebpf"
+	"github.com/endpointd/endpointd/internal/dataplane/nftables"
+	"github.com/endpointd/endpointd/internal/model"
+)
+
+// DataPlane says how connections are led to endpoints. nftables is always there: it serves what eBPF leaves, which is for clients on the node.
+type DataPlane string
+
+// The values of DataPlane.
+const (
+	DataPlaneAuto     DataPlane = "auto" // eBPF where the kernel and this user's rights allow it
+	DataPlaneEBPF     DataPlane = "ebpf"
+	DataPlaneNFTables DataPlane = "nftables"
+)
+
+// planeOptions are those of a plane.
+type planeOptions struct {
+	kind    DataPlane
+	cgroup  string          // folder of a cgroup file system of version 2, whose processes are eBPF's clients; "" = there is none
+	pins    string          // folder for what eBPF keeps
+	netns   func() []string // network namespaces of pods, for eBPF
+	health  string          // address of the server for load balancers and probes; "" = none
+	dataDir string          // where the socket for debug is
+	log     *slog.Logger
+}
+
+// plane is what leads connections on this node.
+type plane struct {
+	o        planeOptions
+	name     string // of the mechanisms
+	proxiers []dataplane.Proxier
+	tracker  *conntrack.Tracker
+	runner   *dataplane.Runner
+
+	mu     sync.Mutex // guards all below
+	wanted *model.Snapshot
+	since  time.Time // when the oldest Snapshot came that is not in force; zero = all are
+	syncs  uint64
+	took   time.Duration // of all syncs together, from Set to in force
+}
+
+// newPlane chooses the mechanisms. Nothing is done to the kernel before the first Snapshot.
+func newPlane(ctx context.Context, o planeOptions) (*plane, error) {
+	p := &plane{o: o}
+	if err := p.choose(ctx); err != nil {
+		p.close()
+		return nil, err
+	}
+	var err error
+	if p.tracker, err = conntrack.New(conntrack.Options{Logger: o.log}); err != nil {
+		p.close()
+		return nil, err
+	}
+	p.runner = dataplane.NewRunner(dataplane.RunnerOptions{Proxiers: p.proxiers, Synced: p.synced, Logger: o.log})
+	return p, nil
+}
+
+// choose makes the Proxiers, and says which and why.
+func (p *plane) choose(ctx context.Context) error {
+	tables, err := nftables.New(nftables.Options{Logger: p.o.log})
+	if err != nil {
+		return onThisKernel(err)
+	}
+	p.name, p.proxiers = "nftables", []dataplane.Proxier{tables}
+	why := "as asked for"
+	if p.o.kind != DataPlaneNFTables {
+		sockets, err := p.sockets(ctx)
+		switch {
+		case err == nil:
+			p.name, p.proxiers = "ebpf and nftables", append(p.proxiers, sockets)
+			if p.o.kind == DataPlaneAuto {
+				why = "this machine has all that is needed"
+			}
+		case p.o.kind == DataPlaneEBPF:
+			return fmt.Errorf("--data-plane ebpf: %w", onThisKernel(err))
+		default:
+			why = "no eBPF: " + onThisKernel(err).Error()
+		}
+	}
+	if len(p.proxiers) == 1 && p.o.pins != "" {
+		if err := ebpf.RemovePins(p.o.pins); err != nil {
+			return fmt.Errorf("what an earlier run with eBPF left: %w", err)
+		}
+	}
+	p.o.log.Info("data plane chosen", "data_plane", p.name, "why", why)
+	return nil
+}
+
+// sockets makes the Proxier for clients on this node.
+func (p *plane) sockets(ctx context.Context) (dataplane.Proxier, error) {
+	if p.o.cgroup == "" {
+		return nil, &dataplane.UnsupportedError{Feature: "cgroup v2, which is not mounted or not writable here,"}
+	}
+	if err := ebpf.MountPins(p.o.pins); err != nil {
+		return nil, err
+	}
+	o := ebpf.Options{Cgroups: []string{p.o.cgroup}, Pins: p.o.pins, Namespaces: p.o.netns, Logger: p.o.log}
+	if err := ebpf.Supported(ctx, o); err != nil {
+		return nil, err
+	}
+	sockets, err := ebpf.New(o)
+	if err != nil {
+		return nil, err // not a nil *Proxier in an interface
+	}
+	return sockets, nil
+}
+
+// onThisKernel adds the kernel's version to what it lacks.
+func onThisKernel(err error) error {
+	var name unix.Utsname
+	if !errors.Is(err, dataplane.ErrNotSupported) || unix.Uname(&name) != nil {
+		return err
+	}
+	return fmt.Errorf("%w (this is Linux %s)", err, unix.ByteSliceToString(name.Release[:]))
+}
+
+// set is for who makes Snapshots.
+func (p *plane) set(s *model.Snapshot) {
+	p.tracker.Expect(s)
+	p.mu.Lock()
+	p.wanted = s
+	if p.since.IsZero() {
+		p.since = time.Now()
+	}
+	p.mu.Unlock()
+	p.runner.Set(s)
+}
+
+// synced is called when a Snapshot is in force.
+func (p *plane) synced(was, now *model.Snapshot) {
+	p.tracker.Applied(was, now)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.syncs++
+	p.took += time.Since(p.since)
+	p.since = time.Time{}
+	if p.wanted.Revision > now.Revision {
+		p.since = time.Now()
+	}
+}
+
+// run works until ctx ends; then it lets go of the kernel, which forwards on.
+func (p *plane) run(ctx context.Context) error {
+	defer p.close()
+	ctx, cancel := context.WithCancel(ctx)
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer cancel()
+	work.Go(func() { _ = p.tracker.Run(ctx) }) // nil when ctx has ended
+	return p.runner.Run(ctx)
+}
+
+func (p *plane) close() {
+	for _, proxier := range p.proxiers {
+		if err := proxier.Close(); err != nil {
+			p.o.log.Warn("data plane not closed", "err", err)
+		}
+	}
+	if p.tracker != nil {
+		if err := p.tracker.Close(); err != nil {
+			p.o.log.Warn("conntrack not closed", "err", err)
+		}
+	}
+}
+
+// inForce returns when the first Snapshot is in force, or why ctx ended.
+func (p *plane) inForce(ctx context.Context) error { return p.runner.Wait(ctx, 0) }
+
+// planeLate is how long what is known may wait to be in force, as kube-proxy's healthz has it: twice its period of syncs.
+const planeLate = time.Minute
+
+// healthy says what is wrong, nil if nothing is.
+func (p *plane) healthy() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if late := time.Since(p.since); !p.since.IsZero() && late > planeLate {
+		return fmt.Errorf("the data plane is late by %v", late.Round(time.Second))
+	}
+	return nil
+}
+
+// planeStatus is how a plane is, for people and programs.
+type planeStatus struct {
+	DataPlane string `json:"dataPlane"`
+	// Revision is the newest that is known, Applied the one in force; 0 = none.
+	Revision uint64 `json:"revision"`
+	Applied  uint64 `json:"applied"`
+	Services int    `json:"services"` // in Applied
+	// Error is why the newest is not in force, if it was tried.
+	Error string `json:"error,omitempty"`
+	// Syncs is how many were in force by now; SyncSeconds the time that they took together.
+	Syncs       uint64  `json:"syncs"`
+	SyncSeconds float64 `json:"syncSeconds"`
+}
+
+func (p *plane) status() planeStatus {
+	applied, err := p.runner.Applied()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := planeStatus{DataPlane: p.name, Syncs: p.syncs, SyncSeconds: p.took.Seconds()}
+	if p.wanted != nil {
+		s.Revision = p.wanted.Revision
+	}
+	if applied != nil {
+		s.Applied, s.Services = applied.Revision, applied.Len()
+	}
+	if err != nil {
+		s.Error = strings.TrimSpace(err.Error())
+	}
+	return s
+}
+
+// pinsFolder is where eBPF keeps what outlives the agent.
+func pinsFolder(dataDir string) string { return filepath.Join(dataDir, "bpf") }
