@@ -1,0 +1,330 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/endpointd/endpointd/internal/dataplane"
+	"github.com/endpointd/endpointd/internal/dataplane/slots"
+	"github.com/endpointd/endpointd/internal/model"
+)
+
+// DefaultTable is the name of the table, in family inet.
+const DefaultTable = "endpointd-services"
+
+// Options are those of a [Proxier].
+type Options struct {
+	// Table is the name of the table; "" is [DefaultTable]. A second one, with "-b" after it, takes turns with it when the shape changes.
+	Table string
+	// Logger may be nil.
+	Logger *slog.Logger
+}
+
+// A Proxier keeps one table in one network namespace. See [dataplane.Proxier].
+type Proxier struct {
+	options Options
+	log     *slog.Logger
+	socket  *socket
+	shape   *shape // of the table in force, or of the next
+	full    shape
+	small   shape // for kernels without the expression socket
+
+	name tableName // of the table in force; "" if there is none, or if that's not known
+	have *state    // what the kernel has; nil if that's not known
+	last *model.Snapshot
+	// seen is the generation of the kernel's tables up to which nobody but this Proxier has changed anything; 0 if that's not known.
+	seen uint32
+}
+
+// New opens nftables of the network namespace of the calling thread. It changes nothing there.
+func New(o Options) (*Proxier, error) {
+	if o.Table == "" {
+		o.Table = DefaultTable
+	}
+	p := &Proxier{options: o, log: o.Logger, full: staticShape(true), small: staticShape(false)}
+	p.shape = &p.full
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if p.socket, err = openSocket(); err != nil {
+		if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) {
+			return nil, &dataplane.UnsupportedError{Feature: "nftables over netlink", MinKernel: minKernel, Why: err}
+		}
+		return nil, err
+	}
+	if _, err := p.generation(); err != nil {
+		_ = p.socket.close()
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+			return nil, &dataplane.UnsupportedError{Feature: "nftables (nf_tables)", MinKernel: minKernel, Why: err}
+		}
+		return nil, err
+	}
+	return p, nil
+}
+
+// Close lets go of the socket. The kernel forwards on.
+func (p *Proxier) Close() error { return p.socket.close() }
+
+// Sync makes the kernel do what s says; see [dataplane.Proxier].
+func (p *Proxier) Sync(ctx context.Context, s *model.Snapshot) error {
+	_, err := p.sync(ctx, s)
+	return err
+}
+
+func (p *Proxier) sync(ctx context.Context, s *model.Snapshot) (wrote bool, err error) {
+	if p.have != nil {
+		wrote, err := p.update(s)
+		if err == nil || ctx.Err() != nil {
+			return wrote, err
+		}
+		// Somebody else was there: see what's left of it.
+		p.log.Warn("the kernel refused a change; reading the table again", "component", "nftables", "err", err)
+		p.forget()
+	}
+	if err := p.find(); err != nil {
+		return false, err
+	}
+	if p.have != nil {
+		return p.update(s)
+	}
+	old := p.name
+	p.shape = &p.full
+	err = p.build(s, old)
+	if lacksSocket(err) {
+		p.log.Info("this kernel is built without nftables' socket expression; some resets by invalid packets cannot be prevented", "component", "nftables")
+		p.shape = &p.small
+		err = p.build(s, old)
+	}
+	return true, err
+}
+
+// forget has the next Sync read the kernel.
+func (p *Proxier) forget() { p.have, p.last, p.seen = nil, nil, 0 }
+
+// find looks for a table of an earlier run.
+func (p *Proxier) find() error {
+	p.forget()
+	p.name = ""
+	first := tableName(p.options.Table)
+	for _, name := range []tableName{first, p.otherName(first)} {
+		o, generation, err := p.observe(name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case !o.exists:
+		case o.damage == "":
+			p.name, p.have, p.seen = name, o.state, generation
+			return p.removeOther(name)
+		default:
+			p.log.Info("an nftables table is replaced", "component", "nftables", "table", string(name), "why", o.damage)
+			if p.name == "" {
+				p.name = name
+			}
+		}
+	}
+	return nil
+}
+
+// removeOther deletes what a run that ended while it built a table has left.
+func (p *Proxier) removeOther(t tableName) error {
+	exists, _, err := p.checkTable(p.otherName(t))
+	if err != nil || !exists {
+		return err
+	}
+	return p.commit(p.otherName(t), p.otherName(t).removeTable())
+}
+
+// update changes what differs in a table that is in force.
+func (p *Proxier) update(s *model.Snapshot) (wrote bool, err error) {
+	c := plan(p.have, p.last, s)
+	if !c.none() {
+		wrote = true
+		w := p.writer(p.name)
+		c.write(p.name, w)
+		w.flush()
+		if w.err != nil {
+			p.forget()
+			return true, p.explain(s, w.err)
+		}
+	}
+	p.have.apply(c)
+	p.last = s
+	return wrote, nil
+}
+
+// lacksSocket says that a table could not be made because of the expression socket alone.
+func lacksSocket(err error) bool {
+	var r *refusal
+	if !errors.As(err, &r) || !errors.Is(err, dataplane.ErrNotSupported) {
+		return false
+	}
+	for _, name := range r.named {
+		if !strings.HasPrefix(name, "add rule "+socketChain+" ") {
+			return false
+		}
+	}
+	return true
+}
+
+// build makes a table under the name that is not in force, and puts it in force in one step when it has everything.
+func (p *Proxier) build(s *model.Snapshot, old tableName) error {
+	name := tableName(p.options.Table)
+	if old != "" {
+		name = p.otherName(old)
+	}
+	generation, err := p.generation()
+	if err != nil {
+		return err
+	}
+	p.seen = generation
+	have := newState()
+	c := plan(have, nil, s)
+	w := p.writer(name)
+	w.first(name.removeTable()...)
+	w.first(name.newTable(p.shape.version))
+	for set := range setCount {
+		w.first(name.newSet(set))
+	}
+	var hooks []order
+	for _, chain := range p.shape.chains {
+		if chain.hook == nil {
+			w.first(name.newChain(chain))
+		} else {
+			hooks = append(hooks, name.newChain(chain))
+		}
+	}
+	for _, chain := range p.shape.chains {
+		if chain.hook == nil {
+			w.first(name.newRules(chain)...)
+		} else {
+			hooks = append(hooks, name.newRules(chain)...)
+		}
+	}
+	w.flush() // the chains, before what leads to them
+	for _, v := range p.shape.verdicts {
+		w.replace(element{set: v.set, key: native32(v.class), leads: true, code: v.code, chain: v.chain}, false, true)
+	}
+	c.write(name, w)
+	if old != "" {
+		hooks = append(hooks, old.removeTable()...)
+	}
+	w.flush()
+	w.max = maxBatch // what puts it in force is one batch
+	w.first(hooks...)
+	w.flush()
+	if w.err != nil {
+		p.forget()
+		return p.explain(s, w.err)
+	}
+	have.apply(c)
+	p.name, p.have, p.last = name, have, s
+	return nil
+}
+
+func (p *Proxier) writer(t tableName) *writer {
+	return &writer{table: t, max: p.socket.max, send: func(orders []order) error { return p.commit(t, orders) }}
+}
+
+// commit sends one batch. While nobody else changes tables, each commit says which generation it is for, so that it's known that nobody has.
+func (p *Proxier) commit(t tableName, orders []order) error {
+	guard := p.seen
+	for {
+		batch, at := encode(orders, guard)
+		complaints, err := p.socket.commit(batch, uint32(len(orders)))
+		if err != nil {
+			p.seen = 0
+			return fmt.Errorf("nftables table inet %s: %w", t, err)
+		}
+		if guard != 0 && len(complaints) == 1 && errors.Is(complaints[0].err, unix.ERESTART) {
+			guard, p.seen = 0, 0 // somebody changed something: Verify will look what
+			continue
+		}
+		if len(complaints) > 0 {
+			return newRefusal(t, orders, batch, at, complaints)
+		}
+		if guard != 0 {
+			if p.seen++; p.seen == 0 {
+				p.seen = 1
+			}
+		}
+		return nil
+	}
+}
+
+// Verify compares the kernel with the Snapshot of the last Sync; see [dataplane.Proxier].
+func (p *Proxier) Verify(ctx context.Context) (repaired bool, err error) {
+	if p.last == nil {
+		return false, nil
+	}
+	generation, err := p.generation()
+	if err != nil || generation == p.seen {
+		return false, err
+	}
+	s := p.last
+	if err := p.find(); err != nil {
+		return false, err
+	}
+	return p.sync(ctx, s)
+}
+
+// Remove deletes the table; only Close may follow.
+func (p *Proxier) Remove(context.Context) error {
+	p.forget()
+	first := tableName(p.options.Table)
+	orders := append(first.removeTable(), p.otherName(first).removeTable()...)
+	return p.commit(first, orders)
+}
+
+// explain adds to an error which Services it is about, as far as they can be told from what the kernel names.
+func (p *Proxier) explain(s *model.Snapshot, err error) error {
+	var r *refusal
+	if !errors.As(err, &r) {
+		return err
+	}
+	for i, e := range r.blamed[:min(len(r.blamed), maxNamed)] {
+		if key, ok := ownerOf(s, e); ok && e.key != nil {
+			r.named[i] += " of service " + key.String()
+		}
+	}
+	return err
+}
+
+// ownerOf finds the Service of an element.
+func ownerOf(s *model.Snapshot, e element) (model.ServiceKey, bool) {
+	f := e.set.family()
+	switch e.set.kind() {
+	case frontends, sources:
+		key, ok := frontendKeyOf(e.key, f)
+		if source, isSource := sourceOf(e.key, f); e.set.kind() == sources {
+			key, ok = source.Frontend, isSource
+		}
+		if ok {
+			if owner := s.Owner(key); owner != nil {
+				return owner.Key, true
+			}
+		}
+	case poolSlots, stickyEndpoints:
+		if len(e.key) < 8 {
+			return model.ServiceKey{}, false
+		}
+		id, _ := number(e.key[:8], 8)
+		for service := range s.Services() {
+			for _, port := range service.Ports {
+				for _, fe := range port.Frontends {
+					if slots.ID(fe.Internal.PoolKey) == slots.PoolID(id) || slots.ID(fe.External.PoolKey) == slots.PoolID(id) {
+						return service.Key, true
+					}
+				}
+			}
+		}
+	default:
+	}
+	return model.ServiceKey{}, false
+}
