@@ -1,0 +1,94 @@
+package dptest
+
+import (
+	"context"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/endpointd/endpointd/internal/model"
+)
+
+// An ObjectName is that of a "Service" or an "EndpointSlice".
+type ObjectName struct{ Kind, Namespace, Name string }
+
+// Objects are what the model is told, and what of it changed.
+type Objects struct {
+	in model.Input
+	// changed: name → JSON, nil for an object that is gone.
+	changed map[ObjectName][]byte
+}
+
+// decoded calls a method of [model.Input] with an object. The type comes from the method, so that this package knows no API type: what one means is
+// model's business alone.
+func decoded[T any](in model.Input, method func(model.Input, *T) model.Input, text []byte) (model.Input, error) {
+	object := new(T)
+	if err := yaml.UnmarshalStrict(text, object); err != nil {
+		return in, err
+	}
+	return method(in, object), nil
+}
+
+func (o *Objects) service(n Numbered, text []byte) (err error) {
+	o.changed[ObjectName{"Service", n.Key().Namespace, n.Key().Name}] = text
+	o.in, err = decoded(o.in, model.Input.WithService, text)
+	return err
+}
+
+func (o *Objects) slices(n Numbered, name string, texts [][]byte) (err error) {
+	for i, text := range texts {
+		o.changed[ObjectName{"EndpointSlice", n.Key().Namespace, sliceName(name, i == 1)}] = text
+		if o.in, err = decoded(o.in, model.Input.WithSlice, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *Objects) withoutService(n Numbered) {
+	o.changed[ObjectName{"Service", n.Key().Namespace, n.Key().Name}] = nil
+	o.in = o.in.WithoutService(n.Key())
+}
+
+func (o *Objects) withoutSlices(n Numbered, name string, families ...bool) {
+	for _, v6 := range families {
+		o.changed[ObjectName{"EndpointSlice", n.Key().Namespace, sliceName(name, v6)}] = nil
+		o.in = o.in.WithoutSlice(n.Key().Namespace, sliceName(name, v6))
+	}
+}
+
+// Put makes a Service what patch and endpoints say, see [Numbered.Service] and [Numbered.Slices].
+func (o *Objects) Put(w *World, n Numbered, patch, endpoints string) error {
+	service, err := n.Service(patch)
+	if err != nil {
+		return err
+	}
+	slices, err := n.Slices(w, n.Key().Name, endpoints, "")
+	if err != nil {
+		return err
+	}
+	if err := o.service(n, service); err != nil {
+		return err
+	}
+	return o.slices(n, n.Key().Name, slices)
+}
+
+// Delete removes a Service and its slices.
+func (o *Objects) Delete(n Numbered) {
+	o.withoutSlices(n, n.Key().Name, false, true)
+	o.withoutService(n)
+}
+
+// Change changes objects; when it returns, the proxiers do what they say.
+func (s *Suite) Change(ctx context.Context, f func(o *Objects) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := &Objects{in: s.in, changed: map[ObjectName][]byte{}}
+	if err := f(o); err != nil {
+		return err
+	}
+	s.in = o.in
+	if s.options.Objects != nil {
+		s.options.Objects(o.changed)
+	}
+	return s.sync(ctx)
+}
