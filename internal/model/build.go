@@ -140,7 +140,7 @@ func (b *building) resolve(claims claims) {
 			}
 			continue
 		}
-		r := resolving{service: s, in: &b.in, network: b.network, claims: claims}
+		r := resolving{service: s, in: &b.in, network: b.network, claims: claims, was: was}
 		now := r.resolve()
 		if !equalServices(was, now) {
 			keepPools(was, now)
@@ -164,7 +164,7 @@ func (b *building) commit() part.Map[string, *Service] {
 	return txn.Commit()
 }
 
-// keepPools uses the Pools of the Service as it was where they are the same, so that who compares need not look into them.
+// keepPools uses the Pools of the Service as it was where they have the same endpoints, so that who compares need not look into them.
 func keepPools(was, now *Service) {
 	if was == nil {
 		return
@@ -177,7 +177,8 @@ func keepPools(was, now *Service) {
 		}
 	}
 	keep := func(pool **Pool) {
-		if old := had[(*pool).PoolKey]; old != nil && equalPools(old, *pool) {
+		old := had[(*pool).PoolKey]
+		if old != nil && old.Empty == (*pool).Empty && old.Affinity == (*pool).Affinity && slices.Equal(old.Endpoints, (*pool).Endpoints) {
 			*pool = old
 		}
 	}

@@ -143,6 +143,8 @@ func (in Input) WithNetwork(network Network) Input {
 	renamed := network.Node != in.network.Node
 	in.network = network // Build compares it; it's no part of the log
 	if renamed {
+		// Facts that meant nobody may now mean somebody, and the log does not know them.
+		in.log = history{cut: true}.with("")
 		in.ofPod = part.Map[string, []string]{}
 		for _, s := range in.slices.All() {
 			for _, uid := range in.pods(s) {

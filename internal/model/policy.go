@@ -1,16 +1,16 @@
 package model
 
 import (
-	"net/netip"
 	"slices"
 	"time"
 )
 
 // A choice is which endpoints of one port and family connections are led to, under each traffic policy.
 type choice struct {
+	start, end     int // of resolving.endpoints
+	scan           scan
+	inner, outer   bool // there are frontends: a ClusterIP, others
 	cluster, local []*Endpoint
-	elsewhere      bool         // there are endpoints, wherever
-	ready          []netip.Addr // of this node
 }
 
 // A scan is what the endpoints of one port and family have in common.
@@ -83,46 +83,47 @@ func inLocal(e *Endpoint, s *scan) Reason {
 	return None
 }
 
-// choose decides about the endpoints of one port and family, which are owned[…]'s to lead to.
-func (r *resolving) choose(start, end, f int, owned []want) *choice {
-	s := r.scan(start, end)
-	c := &choice{elsewhere: s.ready || s.stopping}
-	inner, outer := false, false
+// choose decides about the endpoints of one port and family, which the frontends owned lead to, and gives each its Reason.
+func (r *resolving) choose(start, end int, owned []want) *choice {
+	c := &choice{start: start, end: end, scan: r.scan(start, end)}
+	f := family(r.endpoints[start].Addr())
 	for _, w := range owned {
 		if family(w.Addr) == f {
-			inner, outer = inner || w.kind == FrontendClusterIP, outer || w.kind != FrontendClusterIP
+			c.inner, c.outer = c.inner || w.kind == FrontendClusterIP, c.outer || w.kind != FrontendClusterIP
 		}
 	}
-	useCluster := outer || inner && !r.service.internalLocal
-	useLocal := inner && r.service.internalLocal || outer && r.service.externalLocal
 	for i := start; i < end; i++ {
 		e := r.endpoints[i]
-		if e.Reason.final() {
-			continue
-		}
-		cluster, local := r.inCluster(e, &s), inLocal(e, &s)
 		switch {
+		case e.Reason.final():
 		case !r.service.families[f]:
 			r.setReason(i, FamilyUnused)
-		case !inner && !outer:
+		case !c.inner && !c.outer:
 			r.leave(i, i+1, FrontendTaken)
-		case inner && r.service.internalLocal:
-			r.setReason(i, local)
+		case c.inner && r.service.internalLocal:
+			r.setReason(i, inLocal(e, &c.scan))
 		default:
-			r.setReason(i, cluster)
-		}
-		e = r.endpoints[i]
-		if useCluster && cluster == None {
-			c.cluster = append(c.cluster, e)
-		}
-		if useLocal && local == None {
-			c.local = append(c.local, e)
-		}
-		if e.Local && e.Ready {
-			c.ready = append(c.ready, e.Addr())
+			r.setReason(i, r.inCluster(e, &c.scan))
 		}
 	}
 	return c
+}
+
+// collect puts the endpoints into the pools, when all is said about them.
+func (r *resolving) collect(c *choice) {
+	useCluster := c.outer || c.inner && !r.service.internalLocal
+	useLocal := c.inner && r.service.internalLocal || c.outer && r.service.externalLocal
+	for _, e := range r.endpoints[c.start:c.end] {
+		if e.Reason.final() {
+			continue
+		}
+		if useCluster && r.inCluster(e, &c.scan) == None {
+			c.cluster = append(c.cluster, e)
+		}
+		if useLocal && inLocal(e, &c.scan) == None {
+			c.local = append(c.local, e)
+		}
+	}
 }
 
 // pool is what connections are led to under one of the policies. c is nil if the Service has no endpoint of that port and family.
@@ -134,7 +135,7 @@ func (c *choice) pool(key PoolKey, affinity time.Duration) *Pool {
 	p.Endpoints = c.cluster
 	if key.Local {
 		p.Endpoints = c.local
-		if c.elsewhere {
+		if c.scan.ready || c.scan.stopping {
 			p.Empty = Drop
 		}
 	}

@@ -10,12 +10,13 @@ type Reason uint8
 const (
 	None Reason = iota
 	NotReady
-	Terminating    // and there are others to use
-	OtherZone      // hints keep traffic in the zone
-	OtherNode      // hints, or a policy Local, keep traffic on the node
-	LocalDead      // this node saw its process end
-	LocalNotReady  // this node saw its probe fail
-	LocalDraining  // this node is about to tell it to stop
+	Terminating   // and there are others to use
+	OtherZone     // hints keep traffic in the zone
+	OtherNode     // hints, or a policy Local, keep traffic on the node
+	LocalDead     // this node saw its process end
+	LocalNotReady // this node saw its probe fail
+	LocalDraining // this node is about to tell it to stop
+	// What follows no condition of the endpoint overcomes.
 	NoSuchPort     // the slice's port is not one of the Service's
 	FamilyUnused   // the Service has no address of that family
 	BadAddress     // not an IP address, or one that cannot be an endpoint
@@ -70,5 +71,5 @@ func (r Reason) Explain() string {
 // local says whether it is one that Input.WithDown takes.
 func (r Reason) local() bool { return r == LocalDead || r == LocalNotReady || r == LocalDraining }
 
-// final says whether an endpoint with it can never be used, whatever its conditions.
-func (r Reason) final() bool { return r != None && !r.local() }
+// final says whether no condition of an endpoint overcomes it.
+func (r Reason) final() bool { return r >= NoSuchPort }

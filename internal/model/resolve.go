@@ -14,6 +14,7 @@ type resolving struct {
 	in      *Input
 	network *Network
 	claims  claims
+	was     *Service // nil if there was none
 
 	said      Service
 	endpoints []*Endpoint
@@ -134,7 +135,7 @@ func (e *Endpoint) know(fact Reason, publishNotReady bool) {
 // copy is where an endpoint can be changed.
 func (r *resolving) copy(e *Endpoint) *Endpoint {
 	if len(r.spare) == 0 {
-		r.room = min(max(1, 2*r.room), 64)
+		r.room = min(max(1, 2*r.room), 16)
 		r.spare = make([]Endpoint, r.room)
 	}
 	c := &r.spare[0]
@@ -201,7 +202,6 @@ func better(a, b *Endpoint) bool {
 // exclude gives every endpoint its Reason, port by port, and the Ports their Frontends.
 func (r *resolving) exclude(owned [][]want) {
 	chosen := make([][2]*choice, len(r.service.ports))
-	locals := [2][]netip.Addr{}
 	for start := 0; start < len(r.endpoints); {
 		end := start + 1
 		for end < len(r.endpoints) && samePort(r.endpoints[start], r.endpoints[end]) {
@@ -209,29 +209,59 @@ func (r *resolving) exclude(owned [][]want) {
 		}
 		switch at, ok := r.portOf(r.endpoints[start]); {
 		case r.said.Kind == Headless:
-			r.answer(start, end)
+			r.leave(start, end, None) // DNS answers with those that are ready
 		case !ok:
 			r.refuse(start, end, NoSuchPort)
 		case r.said.OtherProxy != "":
 			r.leave(start, end, OtherProxyName)
 		default:
-			f := family(r.endpoints[start].Addr())
-			c := r.choose(start, end, f, owned[at])
-			chosen[at][f] = c
-			locals[f] = append(locals[f], c.ready...)
+			chosen[at][family(r.endpoints[start].Addr())] = r.choose(start, end, owned[at])
 		}
 		start = end
 	}
+	r.keep()
 	for i, port := range r.service.ports {
+		for _, c := range chosen[i] {
+			if c != nil {
+				r.collect(c)
+			}
+		}
 		if len(owned[i]) > 0 {
 			r.port(i, port, owned[i], chosen[i])
 		}
 	}
 	if r.service.externalLocal {
-		for _, addrs := range locals {
-			r.said.LocalEndpoints = max(r.said.LocalEndpoints, len(sortAddrs(addrs)))
+		r.said.LocalEndpoints = r.localEndpoints()
+	}
+}
+
+// keep uses the endpoints of the Service as it was where they are the same down to the Origin: no more than that, because an
+// endpoint of a slice that was replaced would keep all of that slice from being forgotten.
+func (r *resolving) keep() {
+	if r.was == nil {
+		return
+	}
+	old := r.was.Endpoints
+	for i, e := range r.endpoints {
+		for len(old) > 0 && old[0] != e && compareEndpoints(old[0], e) < 0 {
+			old = old[1:]
+		}
+		if len(old) > 0 && *old[0] == *e {
+			r.endpoints[i] = old[0]
 		}
 	}
+}
+
+// localEndpoints is what a load balancer is told of this node: addresses that are ready, in the family that has more of them.
+func (r *resolving) localEndpoints() int {
+	var ready [2][]netip.Addr
+	for _, e := range r.endpoints {
+		if e.Local && e.Ready && !e.Reason.final() {
+			f := family(e.Addr())
+			ready[f] = append(ready[f], e.Addr())
+		}
+	}
+	return max(len(sortAddrs(ready[0])), len(sortAddrs(ready[1])))
 }
 
 // samePort says whether two endpoints are of one port and family.
@@ -253,11 +283,6 @@ func (r *resolving) refuse(start, end int, reason Reason) {
 			r.setReason(i, reason)
 		}
 	}
-}
-
-// answer gives endpoints of a headless Service their Reasons: DNS answers with those that are ready.
-func (r *resolving) answer(start, end int) {
-	r.leave(start, end, None)
 }
 
 // leave gives the endpoints that could be used the Reason given, and the others theirs.

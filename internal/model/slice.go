@@ -59,6 +59,10 @@ func newSlice(id string, from *discoveryv1.EndpointSlice) *slice {
 			s.endpoints = append(s.endpoints, e)
 		}
 	}
+	order := func(a, b Endpoint) int { return compareEndpoints(&a, &b) }
+	if !slices.IsSortedFunc(s.endpoints, order) { // two ports have one name
+		slices.SortStableFunc(s.endpoints, order)
+	}
 	return s
 }
 
@@ -153,7 +157,7 @@ func (s *slice) readEndpoints(from *discoveryv1.EndpointSlice) ([]Origin, []Endp
 		found = append(found, e)
 	}
 	if bad > 0 {
-		s.problem(BadAddress, fmt.Sprintf("%d of %d endpoints have no usable address: %v", bad, len(from.Endpoints), first))
+		s.problem(BadAddress, fmt.Sprintf("%d of %d endpoints have no usable address, the first because %v", bad, len(from.Endpoints), first))
 	}
 	s.names = in.handles()
 	return origins, found

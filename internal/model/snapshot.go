@@ -73,15 +73,18 @@ type Service struct {
 	// PublishNotReady is publishNotReadyAddresses; the endpoints' Ready has it in it already.
 	PublishNotReady bool
 	// OtherProxy is the label service.kubernetes.io/service-proxy-name: somebody else forwards, so there are no Frontends. DNS answers.
+	// A label without a value counts too, and is "(unnamed)" here.
 	OtherProxy string
 	// Ports sorted by name.
 	Ports []*Port
 	// Endpoints of all ports and families, ready or not, each with its Reason: sorted by PortName, Protocol and AddrPort, no two equal.
-	// An endpoint of a Service without ports has port 0.
+	// An endpoint of a Service without ports has port 0 and Protocol 0, and so has what comes from a port that cannot be used.
+	// None of ExternalName.
 	Endpoints []*Endpoint
 	// HealthCheckNodePort is the port that tells load balancers about LocalEndpoints; 0 = none.
 	HealthCheckNodePort uint16
-	// LocalEndpoints is how many addresses external traffic reaches under externalTrafficPolicy Local.
+	// LocalEndpoints is how many ready addresses of this node external traffic reaches under externalTrafficPolicy Local, in the family that
+	// has more. Terminating ones do not count: balancers should look for another node.
 	LocalEndpoints int
 	// TTL of its DNS records if an annotation gives one, else negative.
 	TTL time.Duration
@@ -125,7 +128,8 @@ type Frontend struct {
 	Internal, External *Pool
 	// KeepSource is externalTrafficPolicy Local: a client from outside keeps its address, its packets are not masqueraded.
 	KeepSource bool
-	// SourceRanges are the only ones that may reach it; empty = everybody. A node's own traffic is not exempt.
+	// SourceRanges are the only ones that may reach it; empty = everybody. A node's own traffic is not exempt. Ranges that could not be read
+	// leave 0.0.0.0/32 or ::/128, which are nobody's.
 	SourceRanges []netip.Prefix
 }
 
@@ -168,8 +172,8 @@ type Endpoint struct {
 	Ready, Serving, Terminating bool
 	// Local: it is on this node.
 	Local bool
-	// Reason it gets no traffic from this node; None if it is in a Pool. Under different internal and external policies, it is that of the cluster's
-	// clients.
+	// Reason it gets no traffic from this node; None if it is in a Pool, or if DNS answers with it (Headless). Where policies differ, it is that
+	// of a client in the cluster that dials the ClusterIP: other Pools of the Service may lead to an endpoint with another Reason.
 	Reason Reason
 	// Hostname is for DNS; often "".
 	Hostname string
