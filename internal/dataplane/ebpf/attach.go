@@ -6,8 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -31,6 +29,7 @@ func hooks(p *programPrograms) []hook {
 		{"connect6", ebpf.AttachCGroupInet6Connect, p.Connect6},
 		{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, p.Sendmsg4},
 		{"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg, p.Sendmsg6},
+		{"sock_release", ebpf.AttachCgroupInetSockRelease, p.SockRelease},
 	}
 }
 
@@ -143,11 +142,10 @@ func (a *attached) tidy(maps map[string]*ebpf.Map) error {
 	if err != nil {
 		return fmt.Errorf("read pins: %w", err)
 	}
-	slices.SortFunc(names, func(a, b string) int { return strings.Compare(a, b) }) // links before maps
 	var errs []error
 	for _, name := range names {
 		if a.links[name] == nil && maps[name] == nil {
-			errs = append(errs, unpin(filepath.Join(a.dir, name)))
+			errs = append(errs, removePin(filepath.Join(a.dir, name)))
 		}
 	}
 	return errors.Join(errs...)

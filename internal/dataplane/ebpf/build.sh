@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")"
 out=${1:-.}
 go tool -modfile=../../../tools/go.mod bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel,bpfeb -go-package ebpf \
-  -type addr_port -type frontend -type slot_key -type member_key -type record -output-dir "$out" \
+  -type addr_port -type frontend -type slot_key -type member_key -type record -type connection -output-dir "$out" \
   program bpf/program.c -- -mcpu=v3 -Wall -Wextra -Werror -nostdinc

@@ -41,13 +41,19 @@ const (
 	stateSynSent = 2
 )
 
-// A socket that programs have translated.
+// A socket that may have been translated.
 type socket struct {
 	family, protocol uint8
 	state, retries   uint8 // bit number; how often the last packet was sent again
 	id               [idSize]byte
 	remote           programAddrPort
-	record           programRecord
+	pool             uint64 // that the endpoint was chosen from; 0 if it was not
+}
+
+// cookie is the kernel's number of a socket, which is never used again for another.
+func (s *socket) cookie() uint64 {
+	low, high := binary.NativeEndian.Uint32(s.id[40:]), binary.NativeEndian.Uint32(s.id[44:])
+	return uint64(high)<<32 | uint64(low)
 }
 
 // diagnosis talks to sock_diag of one network namespace.
@@ -67,8 +73,9 @@ func diagnose(ns *os.File) (*diagnosis, error) {
 
 func (d *diagnosis) close() { _ = d.conn.Close() }
 
-// translated lists the connected sockets of a family and protocol that have a record of where they went, in a map given by its file descriptor.
-func (d *diagnosis) translated(family, protocol uint8, records int) ([]socket, error) {
+// connected lists the connected sockets of a family and protocol. It tells the pools of those that have a record in a map, given by its file
+// descriptor, of where they went. The kernel (as of 6.18) does so for TCP only.
+func (d *diagnosis) connected(family, protocol uint8, records int) ([]socket, error) {
 	request := make([]byte, requestSize)
 	request[0], request[1] = family, protocol
 	// Not those whose peer has closed: they have all that came to read, and would lose how it ended.
@@ -89,7 +96,7 @@ func (d *diagnosis) translated(family, protocol uint8, records int) ([]socket, e
 	if err != nil {
 		return nil, fmt.Errorf("list sockets: %w", err)
 	}
-	var found []socket
+	found := make([]socket, 0, len(messages))
 	for _, m := range messages {
 		if s, ok := readSocket(m.Data); ok {
 			s.protocol = protocol
@@ -124,7 +131,7 @@ func (d *diagnosis) execute(m netlink.Message) ([]netlink.Message, error) {
 	return d.conn.Execute(m)
 }
 
-// readSocket reads a message about a socket; ok is false if it has no record of a connection.
+// readSocket reads a message about a socket; ok is false if it is none.
 func readSocket(data []byte) (s socket, ok bool) {
 	if len(data) < messageSize {
 		return s, false
@@ -138,34 +145,28 @@ func readSocket(data []byte) (s socket, ok bool) {
 		addr = netip.AddrFrom4([4]byte(s.id[20:24]))
 	}
 	s.remote = toKernel(netip.AddrPortFrom(addr, port))
-	attributes, err := netlink.NewAttributeDecoder(data[messageSize:])
-	if err != nil {
-		return s, false
+	if r, ok := findRecord(data[messageSize:], replyStorages, replyStorage); ok && r.State&connected != 0 && r.Endpoint == s.remote {
+		s.pool = r.Pool
 	}
-	for attributes.Next() {
-		if attributes.Type() == replyStorages {
-			attributes.Nested(func(storages *netlink.AttributeDecoder) error {
-				for storages.Next() {
-					if storages.Type() == replyStorage {
-						storages.Nested(func(storage *netlink.AttributeDecoder) error {
-							s.record, ok = readRecord(storage)
-							return nil
-						})
-					}
-				}
-				return nil
-			})
-		}
-	}
-	return s, ok && attributes.Err() == nil && s.record.State&connected != 0 && s.record.Endpoint == s.remote
+	return s, true
 }
 
-func readRecord(storage *netlink.AttributeDecoder) (r programRecord, ok bool) {
-	for storage.Next() {
-		if value := storage.Bytes(); storage.Type() == replyMapValue && len(value) == recordSize {
+// findRecord follows types of attributes to where the record of a socket is.
+func findRecord(data []byte, types ...uint16) (r programRecord, ok bool) {
+	attributes, err := netlink.NewAttributeDecoder(data)
+	if err != nil {
+		return r, false
+	}
+	for attributes.Next() {
+		switch value := attributes.Bytes(); {
+		case len(types) > 0 && attributes.Type() == types[0]:
+			if r, ok = findRecord(value, types[1:]...); ok {
+				return r, true
+			}
+		case len(types) == 0 && attributes.Type() == replyMapValue && len(value) == recordSize:
 			_, err := binary.Decode(value, binary.NativeEndian, &r)
-			ok = err == nil
+			return r, err == nil
 		}
 	}
-	return r, ok
+	return r, false
 }

@@ -44,7 +44,7 @@ type Proxier struct {
 	closer  *closer
 
 	mu   sync.RWMutex // guards maps against being replaced while the closer reads
-	maps *maps
+	maps *mapSet
 
 	programs *programPrograms
 	attached attached
@@ -52,6 +52,7 @@ type Proxier struct {
 	has      size
 	last     *model.Snapshot // of the last Sync that succeeded
 	compared time.Time       // when all maps were read back
+	written  int             // how many entries were ever written or deleted
 }
 
 var _ dataplane.Proxier = (*Proxier)(nil)
@@ -79,7 +80,7 @@ func New(o Options) (*Proxier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ebpf: read the compiled programs: %w", err)
 	}
-	p := &Proxier{options: o, spec: spec, maps: &maps{}, attached: attached{dir: o.Pins, links: map[string]link.Link{}}}
+	p := &Proxier{options: o, spec: spec, maps: &mapSet{}, attached: attached{dir: o.Pins, links: map[string]link.Link{}}}
 	if err := p.maps.open(spec, o.Pins, o.firstFrontends, o.firstSlots); err != nil {
 		return nil, unsupported("BPF maps", err)
 	}
@@ -87,7 +88,7 @@ func New(o Options) (*Proxier, error) {
 		p.maps.close()
 		return nil, unsupported("BPF programs at cgroups", err)
 	}
-	if p.closer, err = newCloser(o, p.isMember, p.withRecords); err != nil {
+	if p.closer, err = newCloser(o, p); err != nil {
 		_ = p.programs.Close()
 		p.maps.close()
 		return nil, fmt.Errorf("ebpf: %w", err)
@@ -96,7 +97,7 @@ func New(o Options) (*Proxier, error) {
 }
 
 // load loads the programs so that they use these maps.
-func load(spec *ebpf.CollectionSpec, m *maps) (*programPrograms, error) {
+func load(spec *ebpf.CollectionSpec, m *mapSet) (*programPrograms, error) {
 	spec = spec.Copy()
 	replace := m.byName()
 	for name, replacement := range replace {
@@ -171,9 +172,10 @@ func (p *Proxier) change(ctx context.Context, s *model.Snapshot) (left, error) {
 
 // write tells the maps. If they are too small, larger ones get the whole table.
 func (p *Proxier) write(ctx context.Context, had size, w *writes, table *slots.Table) error {
-	if w.none() {
+	if w.count() == 0 {
 		return nil
 	}
+	p.written += w.count()
 	if p.maps.fits(had, w) {
 		return p.maps.write(ctx, w)
 	}
@@ -258,7 +260,7 @@ func (p *Proxier) verify(ctx context.Context) (bool, error) {
 	}
 	had := size{frontends: len(c.frontends), slots: max(len(c.slots), len(c.members))}
 	w := difference(c, p.table)
-	if !w.none() {
+	if w.count() > 0 {
 		repaired = true
 		if err = p.write(ctx, had, w, p.table); err == nil {
 			_, err = p.attach() // if the maps have grown
@@ -279,31 +281,41 @@ func (p *Proxier) Close() error {
 // Remove implements [dataplane.Proxier].
 func (p *Proxier) Remove(context.Context) error {
 	p.table = nil
-	// A link ends when nobody has it open and it is pinned nowhere.
 	if err := errors.Join(p.attached.close(), RemovePins(p.options.Pins)); err != nil {
 		return fmt.Errorf("ebpf: %w", err)
 	}
 	return nil
 }
 
-// isMember says whether an endpoint is one of a pool.
+// isMember implements memory.
 func (p *Proxier) isMember(key programMemberKey) (bool, error) {
+	var value uint32
+	found, err := p.lookup(func(m *mapSet) *ebpf.Map { return m.members }, &key, &value)
+	return found, err
+}
+
+// connection implements memory.
+func (p *Proxier) connection(cookie uint64) (c programConnection, err error) {
+	_, err = p.lookup(func(m *mapSet) *ebpf.Map { return m.connections }, &cookie, &c)
+	return c, err
+}
+
+func (p *Proxier) lookup(of func(*mapSet) *ebpf.Map, key, value any) (found bool, err error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	var value uint32
-	err := p.maps.members.Lookup(&key, &value)
+	err = of(p.maps).Lookup(key, value)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("read %s: %w", p.maps.members, err)
+		return false, fmt.Errorf("read %s: %w", of(p.maps), err)
 	}
 	return true, nil
 }
 
-// withRecords lends the map of what sockets were told, as a file descriptor.
-func (p *Proxier) withRecords(f func(fd int) error) error {
+// records implements memory.
+func (p *Proxier) records(use func(fd int) error) error {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	return f(p.maps.records.FD())
+	return use(p.maps.records.FD())
 }

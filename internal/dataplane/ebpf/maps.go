@@ -27,14 +27,15 @@ const (
 // layoutVersion is to be raised when the meaning of keys or values changes, and not their sizes, which count by themselves.
 const layoutVersion = 1
 
-// maps are those of the programs. frontends, slots and members are the table; the others are what happened to sockets, and are kept as long
+// A mapSet has the maps of the programs. frontends, slots and members are the table; the others are what happened to sockets, and are kept as long
 // as their layout is.
-type maps struct {
-	frontends, slots, members              *ebpf.Map
-	records, affinities, requests, replies *ebpf.Map
+type mapSet struct {
+	frontends, slots, members     *ebpf.Map
+	records, connections          *ebpf.Map
+	affinities, requests, replies *ebpf.Map
 }
 
-// holder is where a map is in maps.
+// holder is where a map is in a mapSet.
 type holder struct {
 	name    string
 	at      **ebpf.Map
@@ -42,7 +43,7 @@ type holder struct {
 	entries uint32 // at least
 }
 
-func (m *maps) holders(frontends, slots uint32) []holder {
+func (m *mapSet) holders(frontends, slots uint32) []holder {
 	// Of the free entries of such a map each CPU may hold 128 back.
 	recent := max(1<<14, ceil(512*uint32(runtime.NumCPU())))
 	return []holder{
@@ -50,6 +51,7 @@ func (m *maps) holders(frontends, slots uint32) []holder {
 		{name: programMapSlots, at: &m.slots, isTable: true, entries: slots},
 		{name: programMapMembers, at: &m.members, isTable: true, entries: slots},
 		{name: programMapRecords, at: &m.records},
+		{name: programMapConnections, at: &m.connections, entries: recent},
 		{name: programMapAffinities, at: &m.affinities, entries: recent},
 		{name: programMapRequests, at: &m.requests, entries: recent},
 		{name: programMapReplies, at: &m.replies, entries: recent},
@@ -65,7 +67,7 @@ func ceil(n uint32) uint32 {
 }
 
 // open finds the pinned maps of this layout, the largest of each, and makes and pins those that are missing.
-func (m *maps) open(spec *ebpf.CollectionSpec, dir string, frontends, slots uint32) error {
+func (m *mapSet) open(spec *ebpf.CollectionSpec, dir string, frontends, slots uint32) error {
 	names, err := pinned(dir)
 	if err != nil {
 		return fmt.Errorf("read pins: %w", err)
@@ -84,8 +86,8 @@ func (m *maps) open(spec *ebpf.CollectionSpec, dir string, frontends, slots uint
 }
 
 // grown has the same maps but those of the table, which are new, empty and can hold so much.
-func (m *maps) grown(spec *ebpf.CollectionSpec, dir string, frontends, slots uint32) (*maps, error) {
-	n := &maps{}
+func (m *mapSet) grown(spec *ebpf.CollectionSpec, dir string, frontends, slots uint32) (*mapSet, error) {
+	n := &mapSet{}
 	old := m.holders(0, 0)
 	for i, p := range n.holders(frontends, slots) {
 		var err error
@@ -153,7 +155,7 @@ func largest(names []string, prefix string) uint32 {
 }
 
 // byName is name → map.
-func (m *maps) byName() map[string]*ebpf.Map {
+func (m *mapSet) byName() map[string]*ebpf.Map {
 	found := map[string]*ebpf.Map{}
 	for _, p := range m.holders(0, 0) {
 		found[p.name] = *p.at
@@ -162,7 +164,7 @@ func (m *maps) byName() map[string]*ebpf.Map {
 }
 
 // pins are the names under which the maps are pinned.
-func (m *maps) pins(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
+func (m *mapSet) pins(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 	found := map[string]*ebpf.Map{}
 	for _, p := range m.holders(0, 0) {
 		s := spec.Maps[p.name].Copy()
@@ -173,7 +175,7 @@ func (m *maps) pins(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 }
 
 // repin pins again what somebody has unpinned, and says whether there was anything.
-func (m *maps) repin(spec *ebpf.CollectionSpec, dir string) (bool, error) {
+func (m *mapSet) repin(spec *ebpf.CollectionSpec, dir string) (bool, error) {
 	repaired := false
 	for name, object := range m.pins(spec) {
 		again, err := repin(filepath.Join(dir, name), object)
@@ -201,14 +203,14 @@ func repin(path string, object interface {
 	return true, nil
 }
 
-func (m *maps) close() {
+func (m *mapSet) close() {
 	for _, p := range m.holders(0, 0) {
 		_ = (*p.at).Close() // nil is closed
 	}
 }
 
 // fits says whether so much more can be written.
-func (m *maps) fits(has size, w *writes) bool {
+func (m *mapSet) fits(has size, w *writes) bool {
 	return has.frontends+len(w.frontends.keys) <= int(m.frontends.MaxEntries()) &&
 		has.slots+len(w.slots.keys) <= int(m.slots.MaxEntries()) &&
 		has.slots+len(w.members.keys) <= int(m.members.MaxEntries())

@@ -20,8 +20,8 @@ import (
 	"github.com/endpointd/endpointd/internal/model"
 )
 
-// A node is a Proxier and what it is to do. Its clients are in cgroup.
-type node struct {
+// A testNode is a Proxier and what it is to do. Its clients are in cgroup.
+type testNode struct {
 	*Proxier
 	t       testing.TB
 	options Options
@@ -30,7 +30,7 @@ type node struct {
 }
 
 // newNode starts one for the processes of this test. It has done no Sync.
-func newNode(t testing.TB, change ...func(*Options)) *node {
+func newNode(t testing.TB, change ...func(*Options)) *testNode {
 	t.Helper()
 	dptest.NeedBPF(t)
 	own, _, err := OwnCgroup()
@@ -44,7 +44,7 @@ func newNode(t testing.TB, change ...func(*Options)) *node {
 	if err := MountPins(o.Pins); err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, options: o}
+	n := &testNode{t: t, options: o}
 	n.in = n.in.WithNetwork(model.Network{Node: "here", NodePortAddrs: []netip.Addr{nodeAddr(false), nodeAddr(true), netip.MustParseAddr("127.0.0.1")}})
 	n.open()
 	t.Cleanup(func() {
@@ -61,7 +61,7 @@ func newNode(t testing.TB, change ...func(*Options)) *node {
 	return n
 }
 
-func (n *node) open() {
+func (n *testNode) open() {
 	n.t.Helper()
 	p, err := New(n.options)
 	if err != nil {
@@ -71,7 +71,7 @@ func (n *node) open() {
 }
 
 // restart is an agent that ends and another one that starts.
-func (n *node) restart() {
+func (n *testNode) restart() {
 	n.t.Helper()
 	if err := n.Close(); err != nil {
 		n.t.Fatal(err)
@@ -80,7 +80,7 @@ func (n *node) restart() {
 }
 
 // sync brings the node to what was set.
-func (n *node) sync() {
+func (n *testNode) sync() {
 	n.t.Helper()
 	n.snap = model.Build(n.in, n.snap)
 	if err := n.Sync(n.t.Context(), n.snap); err != nil {
@@ -126,7 +126,7 @@ func at(addr netip.Addr) netip.AddrPort { return netip.AddrPortFrom(addr, servic
 type object = map[string]any
 
 // set has a Service and its endpoints.
-func (n *node) set(s spec) {
+func (n *testNode) set(s spec) {
 	n.t.Helper()
 	meta := object{"namespace": "default", "name": "s-" + strconv.Itoa(s.n), "uid": "1"}
 	pair := func(of func(bool, int) netip.Addr) []any {
@@ -175,7 +175,7 @@ func (n *node) set(s spec) {
 
 func sliceName(n int, v6 bool) string { return fmt.Sprintf("s-%d-%t", n, v6) }
 
-func (n *node) unset(number int) {
+func (n *testNode) unset(number int) {
 	n.in = n.in.WithoutService(model.ServiceKey{Namespace: "default", Name: "s-" + strconv.Itoa(number)})
 	for _, v6 := range []bool{false, true} {
 		n.in = n.in.WithoutSlice("default", sliceName(number, v6))

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/endpointd/endpointd/internal/dataplane"
@@ -39,12 +40,8 @@ func RemovePins(dir string) error {
 		return fmt.Errorf("read pins: %w", err)
 	}
 	var errs []error
-	for _, hooks := range []bool{true, false} { // first what runs, then what it reads
-		for _, name := range names {
-			if strings.HasPrefix(name, linkPrefix) == hooks {
-				errs = append(errs, unpin(filepath.Join(dir, name)))
-			}
-		}
+	for _, name := range names { // links come before the maps that they need
+		errs = append(errs, removePin(filepath.Join(dir, name)))
 	}
 	return errors.Join(errs...)
 }
@@ -55,7 +52,7 @@ const (
 	mapPrefix  = "map-"
 )
 
-// pinned lists our pins in a folder.
+// pinned lists our pins in a folder, sorted.
 func pinned(dir string) ([]string, error) {
 	found, err := os.ReadDir(dir)
 	var names []string
@@ -65,6 +62,20 @@ func pinned(dir string) ([]string, error) {
 		}
 	}
 	return names, err
+}
+
+// removePin removes a pin of ours. A link is detached first: without pins it would end, but some time later.
+func removePin(path string) error {
+	if strings.HasPrefix(filepath.Base(path), linkPrefix) {
+		l, err := link.LoadPinnedLink(path, nil)
+		if err == nil {
+			err = errors.Join(l.Detach(), l.Close())
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, link.ErrNotSupported) {
+			return fmt.Errorf("detach %s: %w", path, err)
+		}
+	}
+	return unpin(path)
 }
 
 func unpin(path string) error {

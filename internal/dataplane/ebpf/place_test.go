@@ -1,7 +1,6 @@
 package ebpf
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -59,8 +58,12 @@ func newPlace(t testing.TB) *place {
 // do runs f on the place's thread.
 func (p *place) do(t testing.TB, f func() error) {
 	t.Helper()
-	done := make(chan error)
-	p.jobs <- func() { done <- f() }
+	done := make(chan error, 1)
+	p.jobs <- func() {
+		err := errors.New("the test has ended") // if f does not return
+		defer func() { done <- err }()
+		err = f()
+	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -117,10 +120,7 @@ func (p *place) serve(t testing.TB, addr netip.AddrPort, name string) {
 			_, _ = c.WriteTo([]byte(name), from)
 		}
 	})
-	ctx, cancel := context.WithCancel(context.Background())
-	_ = ctx
 	t.Cleanup(func() {
-		cancel()
 		_ = l.Close()
 		_ = c.Close()
 		wg.Wait()

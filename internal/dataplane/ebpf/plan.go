@@ -26,8 +26,9 @@ type writes struct {
 	members   entries[programMemberKey, uint32]
 }
 
-func (w *writes) none() bool {
-	return len(w.frontends.keys)+len(w.frontends.gone)+len(w.slots.keys)+len(w.slots.gone)+len(w.members.keys)+len(w.members.gone) == 0
+// count is how many entries they are.
+func (w *writes) count() int {
+	return len(w.frontends.keys) + len(w.frontends.gone) + len(w.slots.keys) + len(w.slots.gone) + len(w.members.keys) + len(w.members.gone)
 }
 
 // present is the value of a member.

@@ -33,6 +33,13 @@ type programAffinityKey struct {
 	Pool   uint64
 }
 
+type programConnection struct {
+	_        structs.HostLayout
+	Endpoint programAddrPort
+	Zero     uint32
+	Pool     uint64
+}
+
 type programFrontend struct {
 	_        structs.HostLayout
 	Key      programAddrPort
@@ -77,6 +84,7 @@ type programTalkKey struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	programMapAffinities    = "affinities"
+	programMapConnections   = "connections"
 	programMapFrontends     = "frontends"
 	programMapMembers       = "members"
 	programMapRecords       = "records"
@@ -91,6 +99,7 @@ const (
 	programProgRecvmsg6     = "recvmsg6"
 	programProgSendmsg4     = "sendmsg4"
 	programProgSendmsg6     = "sendmsg6"
+	programProgSockRelease  = "sock_release"
 	programVarNodeCookie    = "node_cookie"
 )
 
@@ -144,19 +153,21 @@ type programProgramSpecs struct {
 	Recvmsg6     *ebpf.ProgramSpec `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.ProgramSpec `ebpf:"sendmsg4"`
 	Sendmsg6     *ebpf.ProgramSpec `ebpf:"sendmsg6"`
+	SockRelease  *ebpf.ProgramSpec `ebpf:"sock_release"`
 }
 
 // programMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programMapSpecs struct {
-	Affinities *ebpf.MapSpec `ebpf:"affinities"`
-	Frontends  *ebpf.MapSpec `ebpf:"frontends"`
-	Members    *ebpf.MapSpec `ebpf:"members"`
-	Records    *ebpf.MapSpec `ebpf:"records"`
-	Replies    *ebpf.MapSpec `ebpf:"replies"`
-	Requests   *ebpf.MapSpec `ebpf:"requests"`
-	Slots      *ebpf.MapSpec `ebpf:"slots"`
+	Affinities  *ebpf.MapSpec `ebpf:"affinities"`
+	Connections *ebpf.MapSpec `ebpf:"connections"`
+	Frontends   *ebpf.MapSpec `ebpf:"frontends"`
+	Members     *ebpf.MapSpec `ebpf:"members"`
+	Records     *ebpf.MapSpec `ebpf:"records"`
+	Replies     *ebpf.MapSpec `ebpf:"replies"`
+	Requests    *ebpf.MapSpec `ebpf:"requests"`
+	Slots       *ebpf.MapSpec `ebpf:"slots"`
 }
 
 // programVariableSpecs contains global variables before they are loaded into the kernel.
@@ -186,18 +197,20 @@ func (o *programObjects) Close() error {
 //
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programMaps struct {
-	Affinities *ebpf.Map `ebpf:"affinities"`
-	Frontends  *ebpf.Map `ebpf:"frontends"`
-	Members    *ebpf.Map `ebpf:"members"`
-	Records    *ebpf.Map `ebpf:"records"`
-	Replies    *ebpf.Map `ebpf:"replies"`
-	Requests   *ebpf.Map `ebpf:"requests"`
-	Slots      *ebpf.Map `ebpf:"slots"`
+	Affinities  *ebpf.Map `ebpf:"affinities"`
+	Connections *ebpf.Map `ebpf:"connections"`
+	Frontends   *ebpf.Map `ebpf:"frontends"`
+	Members     *ebpf.Map `ebpf:"members"`
+	Records     *ebpf.Map `ebpf:"records"`
+	Replies     *ebpf.Map `ebpf:"replies"`
+	Requests    *ebpf.Map `ebpf:"requests"`
+	Slots       *ebpf.Map `ebpf:"slots"`
 }
 
 func (m *programMaps) Close() error {
 	return _ProgramClose(
 		m.Affinities,
+		m.Connections,
 		m.Frontends,
 		m.Members,
 		m.Records,
@@ -226,6 +239,7 @@ type programPrograms struct {
 	Recvmsg6     *ebpf.Program `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.Program `ebpf:"sendmsg4"`
 	Sendmsg6     *ebpf.Program `ebpf:"sendmsg6"`
+	SockRelease  *ebpf.Program `ebpf:"sock_release"`
 }
 
 func (p *programPrograms) Close() error {
@@ -238,6 +252,7 @@ func (p *programPrograms) Close() error {
 		p.Recvmsg6,
 		p.Sendmsg4,
 		p.Sendmsg6,
+		p.SockRelease,
 	)
 }
 

@@ -86,11 +86,10 @@ func pauses() []time.Duration {
 // A closer closes sockets that were led to an endpoint that is gone: UDP when it has left its pool, TCP when it is in the Snapshot no more, or has left its
 // pool and does not even answer the first packet. Whoever connects to an endpoint directly is left alone.
 type closer struct {
-	log         *slog.Logger
-	own         *os.File // network namespace in which it was made
-	namespaces  func() []string
-	isMember    func(programMemberKey) (bool, error)
-	withRecords func(func(fd int) error) error
+	log        *slog.Logger
+	own        *os.File // network namespace in which it was made
+	namespaces func() []string
+	memory     memory
 
 	wake   chan struct{} // holds one token if there is something in wanted
 	cancel context.CancelFunc
@@ -101,15 +100,25 @@ type closer struct {
 	snapshot *model.Snapshot
 }
 
+// memory is what the maps know.
+type memory interface {
+	// isMember says whether an endpoint is one of a pool.
+	isMember(key programMemberKey) (bool, error)
+	// connection is where a socket of UDP was led to; the zero value if it was not.
+	connection(cookie uint64) (programConnection, error)
+	// records lends the map of what sockets were told, as a file descriptor.
+	records(use func(fd int) error) error
+}
+
 // newCloser starts one; close ends it.
-func newCloser(o Options, isMember func(programMemberKey) (bool, error), withRecords func(func(fd int) error) error) (*closer, error) {
+func newCloser(o Options, m memory) (*closer, error) {
 	own, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, fmt.Errorf("open the network namespace: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &closer{
-		log: o.Logger, own: own, namespaces: o.Namespaces, isMember: isMember, withRecords: withRecords,
+		log: o.Logger, own: own, namespaces: o.Namespaces, memory: m,
 		wake: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{}),
 	}
 	go c.run(ctx)
@@ -267,29 +276,51 @@ func (c *closer) suspects(ns *os.File, l left, known map[programMemberKey]bool) 
 		}
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 			var sockets []socket
-			err := c.withRecords(func(fd int) (err error) {
-				sockets, err = d.translated(family, uint8(protocol), fd)
+			err := c.memory.records(func(fd int) (err error) {
+				sockets, err = d.connected(family, uint8(protocol), fd)
 				return err
 			})
 			if err != nil {
 				return found, err
 			}
 			for _, s := range sockets {
-				key := programMemberKey{Pool: s.record.Pool, Endpoint: s.remote}
-				member, ok := known[key]
-				if !ok {
-					if member, err = c.isMember(key); err != nil {
-						return found, err
-					}
-					known[key] = member
+				right, err := c.isRight(&s, known)
+				if err != nil {
+					return found, err
 				}
-				if !member {
+				if !right {
 					found = append(found, s)
 				}
 			}
 		}
 	}
 	return found, nil
+}
+
+// isRight says whether a socket was not translated, or to an endpoint that is still in the pool.
+func (c *closer) isRight(s *socket, known map[programMemberKey]bool) (bool, error) {
+	if s.protocol == uint8(model.UDP) {
+		to, err := c.memory.connection(s.cookie())
+		if err != nil {
+			return false, err
+		}
+		if to.Endpoint == s.remote {
+			s.pool = to.Pool
+		}
+	}
+	if s.pool == 0 {
+		return true, nil
+	}
+	key := programMemberKey{Pool: s.pool, Endpoint: s.remote}
+	member, ok := known[key]
+	if !ok {
+		var err error
+		if member, err = c.memory.isMember(key); err != nil {
+			return false, err
+		}
+		known[key] = member
+	}
+	return member, nil
 }
 
 // endpointsOf are those of the sockets' TCP endpoints that are somewhere in the Snapshot.

@@ -16,7 +16,8 @@ import (
 	"github.com/endpointd/endpointd/internal/dataplane"
 )
 
-// minKernel has all that is needed: links to cgroups and storage of sockets in sock_diag (5.7), getpeername (5.8), and memory of maps that counts for the
+// minKernel has all that is needed: links to cgroups and storage of sockets in sock_diag (5.7), getpeername (5.8), the
+// end of sockets (5.9), and memory of maps that counts for the
 // cgroup and not for RLIMIT_MEMLOCK (5.11).
 const minKernel = "5.11"
 

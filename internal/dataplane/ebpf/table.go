@@ -68,7 +68,7 @@ func remove[K comparable, V any](ctx context.Context, m *ebpf.Map, e *entries[K,
 }
 
 // write tells the maps, in the order that writes demand.
-func (m *maps) write(ctx context.Context, w *writes) error {
+func (m *mapSet) write(ctx context.Context, w *writes) error {
 	steps := []func() error{
 		func() error { return put(ctx, m.members, &w.members) },
 		func() error { return put(ctx, m.slots, &w.slots) },
@@ -86,7 +86,7 @@ func (m *maps) write(ctx context.Context, w *writes) error {
 }
 
 // contents reads the table back.
-func (m *maps) contents(ctx context.Context) (c contents, err error) {
+func (m *mapSet) contents(ctx context.Context) (c contents, err error) {
 	if c.frontends, err = read[programAddrPort, programFrontend](ctx, m.frontends); err != nil {
 		return c, err
 	}

@@ -1,4 +1,4 @@
-/* connect() of TCP and UDP, and getpeername(). */
+/* connect() of TCP and UDP, getpeername(), and the end of a socket. */
 #pragma once
 
 #include "choose.h"
@@ -8,8 +8,14 @@ INLINE void forget(struct bpf_sock_addr *ctx)
 {
 	struct record *r = sk_storage(&records, ctx->sk, 0, 0);
 
-	if (r)
-		r->state &= ~CONNECTED;
+	if (!r || !(r->state & CONNECTED))
+		return;
+	r->state &= ~CONNECTED;
+	if (ctx->protocol == UDP) {
+		u64 cookie = socket_cookie(ctx);
+
+		map_delete(&connections, &cookie);
+	}
 }
 
 /* Replaces a frontend's address by an endpoint's and says whether it did. A socket that cannot be remembered is left alone: it could not be closed
@@ -30,6 +36,13 @@ INLINE int translate_connect(struct bpf_sock_addr *ctx, struct addr_port *to)
 	r = sk_storage(&records, ctx->sk, 0, SK_STORAGE_CREATE);
 	if (!r)
 		return 0;
+	if (to->protocol == UDP) {
+		struct connection c = { .endpoint = endpoint, .pool = f.pool };
+		u64 cookie = socket_cookie(ctx);
+
+		if (map_update(&connections, &cookie, &c, 0))
+			return 0;
+	}
 	r->frontend = *to;
 	r->endpoint = endpoint;
 	r->pool = f.pool;
@@ -47,4 +60,14 @@ INLINE int translate_peer(struct bpf_sock_addr *ctx, struct addr_port *peer)
 		return 0;
 	*peer = r->frontend;
 	return 1;
+}
+
+INLINE void release(struct bpf_sock *ctx)
+{
+	u64 cookie;
+
+	if (ctx->protocol != UDP || !sk_storage(&records, ctx, 0, 0))
+		return;
+	cookie = socket_cookie(ctx);
+	map_delete(&connections, &cookie);
 }

@@ -29,7 +29,13 @@ enum protocol {
 	UDP = 17,
 };
 
-struct bpf_sock;
+/* A socket, as far as it matters here. */
+struct bpf_sock {
+	u32 bound_dev_if;
+	u32 family;
+	u32 type;
+	u32 protocol;
+};
 
 /* What a cgroup's hook on an address of a socket is given. Addresses and ports are in network byte order. */
 struct bpf_sock_addr {
@@ -49,6 +55,7 @@ struct bpf_sock_addr {
 
 static void *(*const map_lookup)(void *map, const void *key) = HELPER(1);
 static long (*const map_update)(void *map, const void *key, const void *value, u64 flags) = HELPER(2);
+static long (*const map_delete)(void *map, const void *key) = HELPER(3);
 static u64 (*const ktime_ns)(void) = HELPER(5);
 static u32 (*const random_u32)(void) = HELPER(7);
 static u64 (*const socket_cookie)(void *ctx) = HELPER(46);

@@ -61,6 +61,13 @@ struct record {
 	u32 zero;
 };
 
+/* What is known of a connected socket by its cookie, where sock_diag does not tell its record: it does for TCP only. */
+struct connection {
+	struct addr_port endpoint;
+	u32 zero;
+	u64 pool;
+};
+
 /* A socket that is not connected, and somebody it talks to. */
 struct talk_key {
 	u64 socket; /* cookie */

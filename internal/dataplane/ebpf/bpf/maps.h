@@ -28,7 +28,7 @@ struct {
 	NUMBER(map_flags, NO_PREALLOC);
 } members SEC(".maps");
 
-/* What happened: written here. The agent reads records, through sock_diag. */
+/* What happened: written here. The agent reads records, through sock_diag, and connections. */
 struct {
 	NUMBER(type, MAP_SK_STORAGE);
 	TYPE(key, int);
@@ -42,6 +42,14 @@ struct {
 	TYPE(value, struct affinity);
 	NUMBER(max_entries, 1);
 } affinities SEC(".maps");
+
+/* Cookie → where a socket of UDP is connected to; until it is closed. */
+struct {
+	NUMBER(type, MAP_LRU_HASH);
+	TYPE(key, u64);
+	TYPE(value, struct connection);
+	NUMBER(max_entries, 1);
+} connections SEC(".maps");
 
 /* Frontend → endpoint of a socket's datagrams, and back. */
 struct {

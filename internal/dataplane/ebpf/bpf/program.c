@@ -28,4 +28,11 @@ HOOK(sendmsg, 6, translate_sendmsg)
 HOOK(recvmsg, 4, translate_recvmsg)
 HOOK(recvmsg, 6, translate_recvmsg)
 
+SEC("cgroup/sock_release")
+int sock_release(struct bpf_sock *ctx)
+{
+	release(ctx);
+	return PASS;
+}
+
 char terms[] SEC("license") = "Apache-2.0";
