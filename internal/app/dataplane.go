@@ -15,6 +15,7 @@ import (
 	"github.com/endpointd/endpointd/internal/dataplane"
 	"github.com/endpointd/endpointd/internal/dataplane/conntrack"
 	"github.com/endpointd/endpointd/internal/dataplane/ebpf"
+	"github.com/endpointd/endpointd/internal/dataplane/healthcheck"
 	"github.com/endpointd/endpointd/internal/dataplane/nftables"
 	"github.com/endpointd/endpointd/internal/model"
 )
@@ -35,7 +36,7 @@ type planeOptions struct {
 	cgroup  string          // folder of a cgroup file system of version 2, whose processes are eBPF's clients; "" = there is none
 	pins    string          // folder for what eBPF keeps
 	netns   func() []string // network namespaces of pods, for eBPF
-	health  string          // address of the server for load balancers and probes; "" = none
+	listen  string          // address of the server for load balancers and probes; "" = none
 	dataDir string          // where the socket for debug is
 	log     *slog.Logger
 }
@@ -47,6 +48,8 @@ type plane struct {
 	proxiers []dataplane.Proxier
 	tracker  *conntrack.Tracker
 	runner   *dataplane.Runner
+	health   *healthcheck.Proxy
+	checks   *healthcheck.Server // of Services with a healthCheckNodePort
 
 	mu     sync.Mutex // guards all below
 	wanted *model.Snapshot
@@ -57,7 +60,8 @@ type plane struct {
 
 // newPlane chooses the mechanisms. Nothing is done to the kernel before the first Snapshot.
 func newPlane(ctx context.Context, o planeOptions) (*plane, error) {
-	p := &plane{o: o}
+	p := &plane{o: o, health: &healthcheck.Proxy{}}
+	p.checks = healthcheck.New(healthcheck.Options{Healthy: p.health.Healthy, Logger: o.log})
 	if err := p.choose(ctx); err != nil {
 		p.close()
 		return nil, err
@@ -133,6 +137,7 @@ func onThisKernel(err error) error {
 // set is for who makes Snapshots.
 func (p *plane) set(s *model.Snapshot) {
 	p.tracker.Expect(s)
+	p.health.Expect(s)
 	p.mu.Lock()
 	p.wanted = s
 	if p.since.IsZero() {
@@ -145,6 +150,8 @@ func (p *plane) set(s *model.Snapshot) {
 // synced is called when a Snapshot is in force.
 func (p *plane) synced(was, now *model.Snapshot) {
 	p.tracker.Applied(was, now)
+	p.health.Applied(was, now)
+	p.checks.Set(now)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.syncs++
@@ -162,7 +169,8 @@ func (p *plane) run(ctx context.Context) error {
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer cancel()
-	work.Go(func() { _ = p.tracker.Run(ctx) }) // nil when ctx has ended
+	work.Go(func() { _ = p.tracker.Run(ctx) }) // both return nil when ctx has ended
+	work.Go(func() { _ = p.checks.Run(ctx) })
 	return p.runner.Run(ctx)
 }
 
@@ -182,19 +190,6 @@ func (p *plane) close() {
 // inForce returns when the first Snapshot is in force, or why ctx ended.
 func (p *plane) inForce(ctx context.Context) error { return p.runner.Wait(ctx, 0) }
 
-// planeLate is how long what is known may wait to be in force, as kube-proxy's healthz has it: twice its period of syncs.
-const planeLate = time.Minute
-
-// healthy says what is wrong, nil if nothing is.
-func (p *plane) healthy() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if late := time.Since(p.since); !p.since.IsZero() && late > planeLate {
-		return fmt.Errorf("the data plane is late by %v", late.Round(time.Second))
-	}
-	return nil
-}
-
 // planeStatus is how a plane is, for people and programs.
 type planeStatus struct {
 	DataPlane string `json:"dataPlane"`
@@ -202,6 +197,8 @@ type planeStatus struct {
 	Revision uint64 `json:"revision"`
 	Applied  uint64 `json:"applied"`
 	Services int    `json:"services"` // in Applied
+	// LateSeconds is the age of the oldest Snapshot that is not in force; 0 if all are.
+	LateSeconds float64 `json:"lateSeconds"`
 	// Error is why the newest is not in force, if it was tried.
 	Error string `json:"error,omitempty"`
 	// Syncs is how many were in force by now; SyncSeconds the time that they took together.
@@ -214,6 +211,9 @@ func (p *plane) status() planeStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := planeStatus{DataPlane: p.name, Syncs: p.syncs, SyncSeconds: p.took.Seconds()}
+	if !p.since.IsZero() {
+		s.LateSeconds = time.Since(p.since).Seconds()
+	}
 	if p.wanted != nil {
 		s.Revision = p.wanted.Revision
 	}

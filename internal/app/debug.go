@@ -68,15 +68,14 @@ func serveDebug(ctx context.Context, dataDir string, h http.Handler, log *slog.L
 	if err != nil {
 		return fmt.Errorf("socket for endpointd debug: %w", err)
 	}
-	return serveHTTP(ctx, l, h, log)
+	return serveHTTP(ctx, l, &http.Server{
+		Handler: h, ReadHeaderTimeout: debugHeader, WriteTimeout: debugAnswer, IdleTimeout: debugAnswer, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	})
 }
 
 // serveHTTP answers on l until ctx ends, and closes l.
-func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
-	server := &http.Server{
-		Handler: h, ReadHeaderTimeout: debugHeader, WriteTimeout: debugAnswer, IdleTimeout: debugAnswer, MaxHeaderBytes: 16 << 10,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
+func serveHTTP(ctx context.Context, l net.Listener, server *http.Server) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(l) }()
 	select {

@@ -394,14 +394,6 @@ func (a *agent) mirror(static types.UID) (*corev1.Pod, bool) {
 	return nil, false
 }
 
-// nodeChanged keeps routes to the other nodes' pods.
-func (a *agent) nodeChanged(was, now *corev1.Node) {
-	if was != nil && now != nil && samePeer(was, now) || !a.nodes.HasSynced() && now == nil {
-		return
-	}
-	a.setPeers()
-}
-
 // routesPeriod is how often routes and tables are compared with what they should be: somebody may have removed them.
 const routesPeriod = 5 * time.Second
 

@@ -28,7 +28,8 @@ import (
 	"github.com/endpointd/endpointd/internal/sandbox/publish"
 )
 
-// nodePorts publishes the node ports of Services on the machine's loopback.
+// nodePorts publishes the node ports of Services on the machine's loopback: it leads to the node ports of the nodes that are ready, whose
+// data planes choose endpoints.
 type nodePorts struct {
 	client kubernetes.Interface
 	open   func(ctx context.Context, network string, port uint16) ([]*os.File, error)
@@ -48,7 +49,7 @@ func (n *nodePorts) run(ctx context.Context) error {
 
 	factory := informers.NewSharedInformerFactoryWithOptions(n.client, 0, informers.WithTransform(workload.StripManagedFields))
 	defer factory.Shutdown() // after stop
-	services, endpointSlices := factory.Core().V1().Services(), factory.Discovery().V1().EndpointSlices()
+	services, nodes, endpointSlices := factory.Core().V1().Services(), factory.Core().V1().Nodes(), factory.Discovery().V1().EndpointSlices()
 	changed := make(chan struct{}, 1)
 	tell := func() {
 		select {
@@ -57,12 +58,12 @@ func (n *nodePorts) run(ctx context.Context) error {
 		}
 	}
 	handler := cache.ResourceEventHandlerFuncs{AddFunc: func(any) { tell() }, UpdateFunc: func(any, any) { tell() }, DeleteFunc: func(any) { tell() }}
-	for _, informer := range []cache.SharedIndexInformer{services.Informer(), endpointSlices.Informer()} {
+	for _, informer := range []cache.SharedIndexInformer{services.Informer(), nodes.Informer(), endpointSlices.Informer()} {
 		if _, err := informer.AddEventHandler(handler); err != nil {
 			return err
 		}
 	}
-	serviceList, sliceList := services.Lister(), endpointSlices.Lister()
+	serviceList, nodeList, sliceList := services.Lister(), nodes.Lister(), endpointSlices.Lister()
 	factory.StartWithContext(ctx)
 	factory.WaitForCacheSync(ctx.Done())
 
@@ -73,7 +74,7 @@ func (n *nodePorts) run(ctx context.Context) error {
 	defer work.Wait()
 	work.Go(func() { publisher.Run(ctx) })
 	for {
-		ports, err := wantedPorts(serviceList, sliceList)
+		ports, err := wantedPorts(serviceList, nodeList, sliceList)
 		if err != nil {
 			return err
 		}
@@ -105,21 +106,30 @@ func portKey(p corev1.ServicePort) publish.Key {
 	return publish.Key{Network: strings.ToLower(string(p.Protocol)), Number: uint16(p.NodePort)}
 }
 
-func wantedPorts(services corelisters.ServiceLister, slicesOf discoverylisters.EndpointSliceLister) ([]publish.Port, error) {
+func wantedPorts(services corelisters.ServiceLister, nodes corelisters.NodeLister, slicesOf discoverylisters.EndpointSliceLister) ([]publish.Port, error) {
 	all, err := services.List(labels.Everything())
 	if err != nil {
 		return nil, err
 	}
+	members, err := nodes.List(labels.Everything())
+	if err != nil {
+		return nil, err
+	}
+	members = usable(members)
 	var ports []publish.Port
 	for _, s := range all {
 		if s.Spec.Type != corev1.ServiceTypeNodePort && s.Spec.Type != corev1.ServiceTypeLoadBalancer {
+			continue
+		}
+		if s.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {
+			ports = append(ports, published(s, members)...)
 			continue
 		}
 		own, err := slicesOf.EndpointSlices(s.Namespace).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: s.Name}))
 		if err != nil {
 			return nil, err
 		}
-		ports = append(ports, published(s, own)...)
+		ports = append(ports, published(s, withEndpoints(members, own))...)
 	}
 	slices.SortFunc(ports, func(a, b publish.Port) int {
 		return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.Network, b.Network))
@@ -127,47 +137,54 @@ func wantedPorts(services corelisters.ServiceLister, slicesOf discoverylisters.E
 	return ports, nil
 }
 
-// published are the node ports of one Service, with their ready endpoints, or the serving ones that terminate when none is
-// ready (KEP-1669).
-func published(s *corev1.Service, own []*discoveryv1.EndpointSlice) []publish.Port {
+// usable are the nodes that are ready; if none is, all: what a node leads it leads on without its agent. In order.
+func usable(nodes []*corev1.Node) []*corev1.Node {
+	nodes = slices.SortedFunc(slices.Values(nodes), func(a, b *corev1.Node) int { return cmp.Compare(a.Name, b.Name) })
+	ready := slices.DeleteFunc(slices.Clone(nodes), func(n *corev1.Node) bool {
+		return !slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+		})
+	})
+	if len(ready) == 0 {
+		return nodes
+	}
+	return ready
+}
+
+// withEndpoints are the nodes with endpoints that serve: under externalTrafficPolicy Local the others drop what comes. A load balancer would ask each
+// node's healthCheckNodePort.
+func withEndpoints(nodes []*corev1.Node, own []*discoveryv1.EndpointSlice) []*corev1.Node {
+	serving := map[string]bool{}
+	for _, slice := range own {
+		for i := range slice.Endpoints {
+			e := &slice.Endpoints[i]
+			if e.NodeName != nil && (e.Conditions.Serving == nil || *e.Conditions.Serving) {
+				serving[*e.NodeName] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(nodes), func(n *corev1.Node) bool { return !serving[n.Name] })
+}
+
+// published are the node ports of one Service, at the nodes' addresses of its first family.
+func published(s *corev1.Service, nodes []*corev1.Node) []publish.Port {
+	v6 := len(s.Spec.IPFamilies) > 0 && s.Spec.IPFamilies[0] == corev1.IPv6Protocol
 	var ports []publish.Port
 	for _, p := range s.Spec.Ports {
 		if p.NodePort == 0 || p.Protocol != corev1.ProtocolTCP && p.Protocol != corev1.ProtocolUDP {
 			continue
 		}
-		var ready, terminating []netip.AddrPort
-		for _, slice := range own {
-			number := slicePort(slice, p)
-			for _, e := range slice.Endpoints {
-				addr, err := netip.ParseAddr(e.Addresses[0])
-				if err != nil || number == 0 {
-					continue // names, or another port
-				}
-				at := netip.AddrPortFrom(addr, number)
-				switch c := e.Conditions; {
-				case c.Ready == nil || *c.Ready:
-					ready = append(ready, at)
-				case c.Terminating != nil && *c.Terminating && (c.Serving == nil || *c.Serving):
-					terminating = append(terminating, at)
+		// Each node keeps its own clients at one endpoint, so those with affinity must come to one node.
+		port := publish.Port{Key: portKey(p), InOrder: s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP}
+		for _, n := range nodes {
+			for _, addr := range peer(n).Addrs {
+				if addr.Is6() == v6 {
+					port.Endpoints = append(port.Endpoints, netip.AddrPortFrom(addr, port.Number))
+					break
 				}
 			}
 		}
-		if len(ready) == 0 {
-			ready = terminating
-		}
-		slices.SortFunc(ready, netip.AddrPort.Compare)
-		ports = append(ports, publish.Port{Key: portKey(p), Endpoints: slices.Compact(ready)})
+		ports = append(ports, port)
 	}
 	return ports
-}
-
-// slicePort is the number that a slice gives to a Service's port, zero if it has none.
-func slicePort(slice *discoveryv1.EndpointSlice, want corev1.ServicePort) uint16 {
-	for _, p := range slice.Ports {
-		if p.Port == nil || p.Name != nil && *p.Name != want.Name || p.Name == nil && want.Name != "" || p.Protocol != nil && *p.Protocol != want.Protocol {
-			continue
-		}
-		return uint16(*p.Port)
-	}
-	return 0
 }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/endpointd/endpointd/internal/node/container"
 	"github.com/endpointd/endpointd/internal/node/logs"
+	"github.com/endpointd/endpointd/internal/node/peers"
 	"github.com/endpointd/endpointd/internal/node/stream"
 	"github.com/endpointd/endpointd/internal/node/usage"
 )
@@ -39,8 +40,8 @@ func (a *agent) streams() (stream.Options, error) {
 	metrics := http.NewServeMux()
 	metrics.HandleFunc("GET /metrics", metricsHandler(a.plane))
 	return stream.Options{
-		Metrics: metrics,
-		Pods:    podsOf{a}, Runtime: podsOf{a}, TLS: config, Logger: a.o.Logger,
+		Metrics: metrics, Peers: peers.NewHandler(peers.HandlerOptions{Wait: a.acknowledged}),
+		Pods: podsOf{a}, Runtime: podsOf{a}, TLS: config, Logger: a.o.Logger,
 		Authorize: stream.Review(a.o.Name, a.client.AuthorizationV1().SubjectAccessReviews()),
 		Stats:     usage.New(usage.Options{Node: a.o.Name, Pods: a.processes.Pods, Cgroup: a.groups}).Stats,
 	}, nil

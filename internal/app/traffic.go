@@ -24,7 +24,7 @@ func (a *agent) lead(ctx context.Context) error {
 	var err error
 	o := a.o
 	a.plane, err = newPlane(ctx, planeOptions{
-		kind: o.DataPlane, cgroup: a.clients(), pins: pinsFolder(o.DataDir), netns: a.namespaces, health: o.Healthz, dataDir: o.DataDir, log: o.Logger,
+		kind: o.DataPlane, cgroup: a.clients(), pins: pinsFolder(o.DataDir), netns: a.namespaces, listen: o.Healthz, dataDir: o.DataDir, log: o.Logger,
 	})
 	if err != nil {
 		return err
@@ -34,10 +34,10 @@ func (a *agent) lead(ctx context.Context) error {
 	}
 	options := traffic.Options{
 		Node: o.Name, Client: a.client, Addrs: o.Addrs, PodCIDRs: o.PodCIDRs, ClusterCIDRs: o.ClusterCIDRs, NodePorts: o.NodePorts,
-		Set: a.plane.set, Wait: a.plane.runner.Wait, Logger: o.Logger,
+		Set: a.plane.set, Wait: a.plane.runner.Wait, NodeChanged: a.nodeChanged, Logger: o.Logger,
 	}
 	if !o.ProxyOnly {
-		options.ServiceChanged, options.NodeChanged, options.Peers = a.objects.serviceChanged, a.nodeChanged, a.askPeers()
+		options.ServiceChanged, options.Peers = a.objects.serviceChanged, a.askPeers()
 	}
 	a.traffic = traffic.New(options)
 	a.nodes = a.traffic.Nodes()
@@ -48,10 +48,21 @@ func (a *agent) lead(ctx context.Context) error {
 func (a *agent) runTraffic(ctx context.Context) {
 	a.run(ctx, "data plane", a.plane.run)
 	a.run(ctx, "watch of Services", a.traffic.Run)
-	a.run(ctx, "health checks", func(ctx context.Context) error { return a.plane.serveHealth(ctx, a.eligible) })
+	a.run(ctx, "health checks", a.plane.serveHealth)
 	a.run(ctx, "debug socket", func(ctx context.Context) error {
 		return serveDebug(ctx, a.o.DataDir, debugHandler(a.plane), a.o.Logger)
 	})
+}
+
+// nodeChanged keeps routes to the other nodes' pods, and tells load balancers what becomes of this one.
+func (a *agent) nodeChanged(was, now *corev1.Node) {
+	if now != nil && now.Name == a.o.Name || was != nil && was.Name == a.o.Name {
+		a.plane.setEligible(now)
+	}
+	if a.network == nil || was != nil && now != nil && samePeer(was, now) || !a.nodes.HasSynced() && now == nil {
+		return
+	}
+	a.setPeers()
 }
 
 // clients is the cgroup whose processes are eBPF's clients: the folder that was given, which holds this node's pods and nobody else's, or
@@ -82,15 +93,6 @@ func (a *agent) namespaces() []string {
 		paths = append(paths, found...)
 	}
 	return paths
-}
-
-// toBeDeletedTaint marks a node that a cluster autoscaler is about to remove; load balancers are to leave it (KEP-3836).
-const toBeDeletedTaint = "ToBeDeletedByClusterAutoscaler"
-
-// eligible says whether load balancers may send traffic to this node.
-func (a *agent) eligible() bool {
-	n, ok := a.nodes.Get("", a.o.Name)
-	return ok && n.DeletionTimestamp.IsZero() && !slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == toBeDeletedTaint })
 }
 
 // facts tells traffic what the agent knows better than the API of its pods.

@@ -1,5 +1,5 @@
 // Package publish lets clients on the machine's loopback reach Services in the sandbox: it takes connections and datagrams
-// on node ports and passes them to endpoints.
+// on node ports and passes them to endpoints, which are the nodes' own node ports.
 //
 // In: whole lists of ports (Set), and a way to open a listener, which lies in another network namespace than the endpoints.
 // Out: bytes, and a word about ports that could not be opened.
@@ -35,7 +35,9 @@ type Key struct {
 // Port is a port that is to be open.
 type Port struct {
 	Key
-	Endpoints []netip.AddrPort // in any order; none refuses connections
+	Endpoints []netip.AddrPort // none refuses connections
+	// InOrder leads to the first endpoint as long as it answers, instead of to all in turn.
+	InOrder bool
 }
 
 // Options of a Publisher.
@@ -132,7 +134,7 @@ func (p *Publisher) apply(ctx context.Context, want []Port, open map[Key]*opened
 	}
 	for _, port := range want {
 		if o := open[port.Key]; o != nil {
-			o.set(port.Endpoints)
+			o.set(port)
 			continue
 		}
 		o, err := p.open(ctx, port)
@@ -156,8 +158,9 @@ type opened struct {
 	work      sync.WaitGroup
 	turn      atomic.Uint64
 
-	mu        sync.Mutex // guards endpoints
+	mu        sync.Mutex // guards endpoints and inOrder
 	endpoints []netip.AddrPort
+	inOrder   bool
 	udp       []*udpPort
 }
 
@@ -172,7 +175,7 @@ func (p *Publisher) open(ctx context.Context, port Port) (*opened, error) {
 		}
 	}()
 	var tcp []net.Listener
-	o := &opened{publisher: p, endpoints: port.Endpoints}
+	o := &opened{publisher: p, endpoints: port.Endpoints, inOrder: port.InOrder}
 	for _, f := range files {
 		if port.Network == "tcp" {
 			var l net.Listener
@@ -211,12 +214,12 @@ func (p *Publisher) open(ctx context.Context, port Port) (*opened, error) {
 	return o, nil
 }
 
-func (o *opened) set(endpoints []netip.AddrPort) {
+func (o *opened) set(port Port) {
 	o.mu.Lock()
-	o.endpoints = endpoints
+	o.endpoints, o.inOrder = port.Endpoints, port.InOrder
 	o.mu.Unlock()
 	for _, u := range o.udp {
-		u.keep(endpoints)
+		u.keep(port.Endpoints)
 	}
 }
 
@@ -228,7 +231,10 @@ func (o *opened) next() []netip.AddrPort {
 	if n == 0 {
 		return nil
 	}
-	first := int(o.turn.Add(1)-1) % n
+	first := 0
+	if !o.inOrder {
+		first = int(o.turn.Add(1)-1) % n
+	}
 	return slices.Concat(o.endpoints[first:], o.endpoints[:first])
 }
 

@@ -135,7 +135,7 @@ func TestTCP(t *testing.T) {
 	p, h := run(t, Options{})
 	web := Key{"tcp", 30080}
 	a, b := endpoint(t, "a"), endpoint(t, "b")
-	p.Set([]Port{{web, []netip.AddrPort{a, b}}})
+	p.Set([]Port{{Key: web, Endpoints: []netip.AddrPort{a, b}}})
 	address := h.at(t, web)
 	answers := map[string]int{}
 	for range 4 {
@@ -153,6 +153,16 @@ func TestTCP(t *testing.T) {
 		t.Errorf("%d bytes came back as %d: %v", len(long), len(answer), err)
 	}
 
+	p.Set([]Port{{Key: web, Endpoints: []netip.AddrPort{b, a}, InOrder: true}})
+	testkit.Await(t, patience, func() error { // "b" every time, which by turns would be every second time
+		for range 4 {
+			if answer, err := ask(address, "x"); answer != "b x" {
+				return fmt.Errorf("%q %w", answer, err)
+			}
+		}
+		return nil
+	})
+
 	// A dead endpoint costs a client nothing, and none at all is a refusal.
 	dead, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -160,7 +170,7 @@ func TestTCP(t *testing.T) {
 	}
 	gone := dead.Addr().(*net.TCPAddr).AddrPort()
 	_ = dead.Close()
-	p.Set([]Port{{web, []netip.AddrPort{gone, b}}})
+	p.Set([]Port{{Key: web, Endpoints: []netip.AddrPort{gone, b}}})
 	testkit.Await(t, patience, func() error {
 		for range 2 {
 			if answer, err := ask(address, "x"); answer != "b x" {
@@ -169,7 +179,7 @@ func TestTCP(t *testing.T) {
 		}
 		return nil
 	})
-	p.Set([]Port{{web, nil}})
+	p.Set([]Port{{Key: web, Endpoints: nil}})
 	testkit.Await(t, patience, func() error {
 		if answer, err := ask(address, "x"); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
 			return fmt.Errorf("%q %w", answer, err)
@@ -192,7 +202,7 @@ func TestTaken(t *testing.T) {
 	taken, web := Key{"tcp", 30000}, Key{"tcp", 30001}
 	h.taken[taken] = true
 	a := []netip.AddrPort{endpoint(t, "a")}
-	p.Set([]Port{{taken, a}, {web, a}})
+	p.Set([]Port{{Key: taken, Endpoints: a}, {Key: web, Endpoints: a}})
 	h.at(t, web)
 	if said := <-failed; said != "{tcp 30000} address already in use" {
 		t.Errorf("said %q", said)
@@ -231,7 +241,7 @@ func TestUDP(t *testing.T) {
 		return c.LocalAddr().(*net.UDPAddr).AddrPort()
 	}
 	a, b := echo("a"), echo("b")
-	p.Set([]Port{{dns, []netip.AddrPort{a, b}}})
+	p.Set([]Port{{Key: dns, Endpoints: []netip.AddrPort{a, b}}})
 	client, err := net.Dial("udp", h.at(t, dns))
 	if err != nil {
 		t.Fatal(err)
@@ -263,7 +273,7 @@ func TestUDP(t *testing.T) {
 		return nil
 	})
 	query()
-	p.Set([]Port{{dns, []netip.AddrPort{b}}})
+	p.Set([]Port{{Key: dns, Endpoints: []netip.AddrPort{b}}})
 	testkit.Await(t, patience, func() error { // the session to an endpoint that is gone ends
 		if answer := query(); answer != "b q" {
 			return errors.New(answer)
@@ -276,7 +286,7 @@ func TestUDP(t *testing.T) {
 func TestBounded(t *testing.T) {
 	p, h := run(t, Options{MaxConns: 1})
 	web := Key{"tcp", 30080}
-	p.Set([]Port{{web, []netip.AddrPort{endpoint(t, "a")}}})
+	p.Set([]Port{{Key: web, Endpoints: []netip.AddrPort{endpoint(t, "a")}}})
 	address := h.at(t, web)
 	first, err := net.Dial("tcp", address)
 	if err != nil {
