@@ -44,7 +44,7 @@ func patterns() []pattern {
 
 // alternating is the one that leaves TIME_WAIT on purpose.
 func alternating() pattern {
-	return pattern{name: "endpoint and Service in turn, a connection a request", both: true, long: 3}
+	return pattern{name: "endpoint and Service in turn, a connection a request", both: true, long: 6}
 }
 
 const (
@@ -208,7 +208,7 @@ func rateRows(columns []string, runs rateRuns, base func(string) string) []Row {
 	}
 	add("p50", "ms", figure(func(r *loadResult) float64 { return r.P50 / 1000 }))
 	add("p99", "ms", figure(func(r *loadResult) float64 { return r.P99 / 1000 }))
-	add("failed or without an answer at the end", "‰", figure(func(r *loadResult) float64 {
+	add("connections that failed", "‰", figure(func(r *loadResult) float64 {
 		return 1000 * float64(r.Failed) / float64(max(r.Requests+r.Failed, 1))
 	}))
 	return rows
