@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/endpointd/endpointd/internal/testkit"
 )
 
 // A place is a network namespace that has no network but lo, with the addresses of the node and of endpoints 1 to 9. On each endpoint somebody
@@ -47,6 +49,10 @@ func newPlace(t testing.TB) *place {
 		t.Fatal(err)
 	}
 	p.do(t, setUp)
+	testkit.Await(t, deadline, func() (err error) {
+		p.do(t, func() error { err = settled(); return nil })
+		return err
+	})
 	for number := 1; number <= 9; number++ {
 		for _, v6 := range []bool{false, true} {
 			p.serve(t, netip.AddrPortFrom(endpointIP(v6, number), targetPort), fmt.Sprint(number))
@@ -86,6 +92,18 @@ func setUp() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// settled says what the kernel still has to do: an address of IPv6 is local a little after it was added.
+func settled() error {
+	for number := 1; number <= 9; number++ {
+		addr := endpointIP(true, number)
+		routes, err := netlink.RouteGet(addr.AsSlice())
+		if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL {
+			return fmt.Errorf("%s is not local yet (%v)", addr, err) //nolint:errorlint // may be nil
+		}
+	}
+	return nil
 }
 
 // serve answers with a name until the test ends.
