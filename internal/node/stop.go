@@ -16,7 +16,6 @@ type ending struct {
 	began   time.Time
 	drain   time.Time // until when nobody is told, at the latest: data planes stop leading new connections here
 	drained bool      // they have
-	enough  func()    // ends the waiting for them; nil = nobody waits
 }
 
 // unwanted reports whether the pod is to go with its object. One that only failed stays to be looked at.
@@ -35,9 +34,9 @@ type stopping struct {
 // minAfterHook is what a container gets after a preStop hook that used up the grace period, as in the kubelet.
 const minAfterHook = 2 * time.Second
 
-// forced reports whether the pod is to end at once: without a grace period, or its object is gone. That of a static pod is no such
-// sign, since its manifest is what went.
-func (w *worker) forced() bool { return w.removed && !w.static || w.grace() == 0 }
+// forced reports whether the pod's object is gone before its processes, so that they are to end at once. Of a static pod only the manifest
+// is gone.
+func (w *worker) forced() bool { return w.removed && !w.static }
 
 // beginEnd starts the way out.
 func (w *worker) beginEnd(now time.Time) {
@@ -66,7 +65,6 @@ func (w *worker) beginEnd(now time.Time) {
 func (w *worker) drain(traffic Traffic, uid string, limit time.Duration) {
 	end := w.end
 	ctx, cancel := context.WithTimeout(w.hooks, limit)
-	end.enough = cancel
 	w.work.Go(func() {
 		defer cancel()
 		traffic.Drain(ctx, uid)
@@ -85,9 +83,6 @@ func (w *worker) finish(ctx context.Context, now time.Time) time.Time {
 	deadline := w.end.began.Add(w.grace())
 	if !w.end.drained && !w.forced() && now.Before(w.end.drain) && now.Before(deadline) {
 		return soonest(w.end.drain, deadline)
-	}
-	if w.end.enough != nil {
-		w.end.enough()
 	}
 	inits, sidecars, mains := split(w.pod)
 	for i := range w.pod.Spec.EphemeralContainers {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -25,6 +26,7 @@ type fakeTraffic struct {
 	log   *fakeLog
 	drain func(ctx context.Context) // nil = nobody was led there
 	down  func()                    // what else happens in Down
+	up    func(uid string)          // and in Up
 
 	mu    sync.Mutex // guards state
 	state map[string]string
@@ -43,7 +45,12 @@ func (f *fakeTraffic) Down(uid string, why Fact) {
 		f.down()
 	}
 }
-func (f *fakeTraffic) Up(uid string)     { f.say(uid, "up") }
+func (f *fakeTraffic) Up(uid string) {
+	f.say(uid, "up")
+	if f.up != nil {
+		f.up(uid)
+	}
+}
 func (f *fakeTraffic) Forget(uid string) { f.say(uid, "forgotten") }
 func (f *fakeTraffic) Drain(ctx context.Context, uid string) {
 	f.log.add("%s drains", uid)
@@ -121,6 +128,11 @@ func served(t *testing.T, f func(w *world, traffic *fakeTraffic, api *slowAPI)) 
 	inWith(t, func(w *world) {
 		traffic.log, api.PodsGetter = w.log, w.pods
 		w.traffic, w.pods, w.drain = traffic, api, 2*time.Second
+		traffic.up = func(uid string) {
+			if pod := w.pod("a"); ready(pod) != corev1.ConditionTrue {
+				t.Errorf("pod %s is up, and the API says %+v", uid, pod.Status.Conditions)
+			}
+		}
 	}, func(w *world) { f(w, traffic, api) })
 }
 
@@ -190,10 +202,54 @@ func TestWhatIsBadDoesNotWaitForTheWorker(t *testing.T) {
 		close(busy)
 		w.wait(time.Second) // two runs again
 		traffic.is(t, "uid-a", "up")
-		if ready(w.pod("a")) != corev1.ConditionTrue {
-			t.Error("the API does not agree")
-		}
+
+		busy = make(chan struct{})
+		w.agent.mu.Lock()
+		w.agent.workers["uid-a"].inbox.post(func() { <-busy })
+		w.agent.mu.Unlock()
+		synctest.Wait()
+		w.runtime.die("uid-a")
+		synctest.Wait()
+		traffic.is(t, "uid-a", "down: dead")
+		close(busy)
+		synctest.Wait()
 	})
+}
+
+// It ends before it is ever said to be ready, by a worker that has not heard of it yet.
+func TestWhatIsBadIsKeptUntilThePodIsShown(t *testing.T) {
+	log := &fakeLog{began: time.Now()}
+	traffic := &fakeTraffic{log: log, state: map[string]string{}}
+	s := &standing{traffic: traffic}
+	pod := &corev1.Pod{}
+	pod.UID = "uid-a"
+	s.meet(pod)
+	s.count("web", 3)
+	if s.exited("web", 2) || s.exited("side", 3) || s.failed("web", 2, prober.Readiness) {
+		t.Error("what does not run was noticed")
+	}
+	if !s.exited("web", 3) {
+		t.Error("its end was not noticed")
+	}
+	traffic.is(t, "uid-a", "")
+	if ticket, owed := s.see(pod, true, 0); ticket != 0 || owed {
+		t.Errorf("ticket %d for a report that is out of date", ticket)
+	}
+	traffic.is(t, "uid-a", "down: dead")
+	s.hear(true)
+	ticket, owed := s.see(pod, true, 0)
+	if ticket == 0 || !owed {
+		t.Error("nothing would bring it up again")
+	}
+	pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	s.answered(ticket, pod)
+	traffic.is(t, "uid-a", "up")
+	log.take()
+	s.forget()
+	s.forget()
+	if got, want := log.take(), "0s uid-a down: dead\n0s uid-a forgotten"; strings.Count(got, "\n") != 1 {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
 }
 
 func TestPodsThatNobodyIsLedToAreNotToldOf(t *testing.T) {
@@ -289,12 +345,11 @@ func TestAnswerThatIsTooOld(t *testing.T) {
 		traffic.is(t, "uid-a", "down: not ready")
 		w.readiness(prober.Failed)
 		release()
-		traffic.is(t, "uid-a", "down: not ready")
 		if ready(w.pod("a")) != corev1.ConditionFalse {
 			t.Error("ready to the API")
 		}
 		w.wait(time.Minute)
-		traffic.is(t, "uid-a", "down: not ready")
+		w.did("0s uid-a down: not ready")
 		w.readiness(prober.Passed)
 		traffic.is(t, "uid-a", "up")
 	})
@@ -314,7 +369,9 @@ func TestAnswerThatComesTooLate(t *testing.T) {
 		synctest.Wait()
 		release()
 		w.wait(time.Second)
-		traffic.is(t, "uid-a", "down: dead")
+		if got := w.log.take(); strings.Contains(got, "up") {
+			t.Error(got)
+		}
 	})
 }
 
