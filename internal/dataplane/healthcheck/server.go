@@ -51,6 +51,8 @@ type Server struct {
 	options Options
 	wake    chan struct{} // holds one token if there is a Snapshot that Run has not seen
 
+	conns sync.WaitGroup // connections
+
 	mu      sync.Mutex // guards what follows
 	latest  *model.Snapshot
 	follows *model.Snapshot             // what ports is of
@@ -114,6 +116,7 @@ func (s *Server) Run(ctx context.Context) error {
 		for _, l := range open {
 			l.close()
 		}
+		s.conns.Wait()
 	}()
 	retry := time.NewTimer(0)
 	<-retry.C
@@ -222,6 +225,15 @@ func (s *Server) listen(ctx context.Context, p place) (*listener, error) {
 		return nil, err
 	}
 	open := &listener{http: NewHTTP(s.handler(p)), done: make(chan struct{})}
+	open.http.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			s.conns.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			s.conns.Done()
+		default:
+		}
+	}
 	go func() {
 		defer close(open.done)
 		if err := open.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -241,7 +253,7 @@ func (l *listener) ended() bool {
 }
 
 func (l *listener) close() {
-	_ = l.http.Close() // a listener that is closed twice
+	_ = l.http.Close() // its error is that of a socket that is closed anyway
 	<-l.done
 }
 
