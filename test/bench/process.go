@@ -46,8 +46,9 @@ func startUntil(until, name, log string, env []string, program string, args ...s
 
 // spot is where a child runs. The zero value is where we are.
 type spot struct {
-	place *place
-	group *cgroup
+	place  *place
+	group  *cgroup
+	mounts bool // in a mount namespace of its own: what it mounts goes with it
 }
 
 // command is a child that dies with the thread that starts it. That thread must be at the spot.
@@ -57,6 +58,9 @@ func (s spot) command(ctx context.Context, env []string, program string, args ..
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if s.group != nil {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(s.group.fd.Fd())
+	}
+	if s.mounts {
+		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
 	}
 	return cmd
 }

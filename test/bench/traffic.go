@@ -53,7 +53,7 @@ const (
 // trafficFlags registers them; it returns the shapes as they will be given.
 func (o *options) trafficFlags(flags *flag.FlagSet) *string {
 	flags.StringVar(&o.kubeProxy, "kube-proxy", ".cache/bin/kube-proxy", "a stock kube-proxy, the `program` that the traffic parts compare with")
-	flags.DurationVar(&o.traffic, "traffic", 2*time.Second, "how long a rate is measured, in the part traffic")
+	flags.DurationVar(&o.traffic, "traffic", time.Second, "how long a rate is measured, in the part traffic; twelve times as long where TIME_WAIT is left")
 	flags.IntVar(&o.connections, "connections", 32, "connections at once there")
 	flags.StringVar(&o.clientAt, "client", clientInPod, "whether the client there is in a pod, or a process of the `node`")
 	flags.IntVar(&o.slowFlips, "slow-flips", 10, "changes 2 s apart of each proxy in a round, in the part programming")

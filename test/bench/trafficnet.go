@@ -341,6 +341,9 @@ func dropLink(p *place, name string) error {
 		if err != nil {
 			return err
 		}
-		return netlink.LinkDel(link)
+		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) { // the kernel may just be doing it
+			return err
+		}
+		return nil
 	})
 }

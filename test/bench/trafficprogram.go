@@ -138,17 +138,17 @@ func (b *bench) flipEvery(ctx context.Context, every time.Duration, flips int) (
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for len(times) < flips {
+		select { // first: what was before does not burden it
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 		b.turned++
 		sent, answered, err := b.fill.flip(ctx, b.turned)
 		if err != nil {
 			return nil, err
 		}
 		times = append(times, flipTimes{sent: sent, answered: answered})
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
 	}
 	return times, nil
 }

@@ -137,7 +137,7 @@ func (s *site) start() (began time.Duration, err error) {
 	}
 	env := append(s.b.server.environment(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	began = monotonic()
-	s.proxy, err = spot{place: s.node, group: s.agents}.start(&process{name: s.name, until: "endpointd node"},
+	s.proxy, err = spot{place: s.node, group: s.agents, mounts: true}.start(&process{name: s.name, until: "endpointd node"},
 		filepath.Join(s.dir, "proxy.log"), env, program, args...)
 	return began, err
 }

@@ -44,7 +44,7 @@ func patterns() []pattern {
 
 // alternating is the one that leaves TIME_WAIT on purpose.
 func alternating() pattern {
-	return pattern{name: "endpoint and Service in turn, a connection a request", both: true, long: 6}
+	return pattern{name: "endpoint and Service in turn, a connection a request", both: true, long: 12}
 }
 
 const (
@@ -84,8 +84,12 @@ func (b *bench) rates(ctx context.Context) error {
 }
 
 func (b *bench) ratesOf(ctx context.Context, sites []*site, p pattern, ways []way) error {
-	runs := rateRuns{}
-	if err := b.play2(ctx, sites, p, ways, runs); err != nil {
+	var turns []turn
+	for _, w := range ways {
+		turns = append(turns, turn{w, p})
+	}
+	runs, err := b.takeTurns(ctx, sites, turns)
+	if err != nil {
 		return err
 	}
 	title := fmt.Sprintf("requests a second, %s, %d connections, client in a %s, %d Services", p.name, b.connections, b.clientAt, b.fill.made.services)
@@ -93,20 +97,27 @@ func (b *bench) ratesOf(ctx context.Context, sites []*site, p pattern, ways []wa
 	return nil
 }
 
-// play2 has the columns take turns; where a round begins moves on by one each time.
-func (b *bench) play2(ctx context.Context, sites []*site, p pattern, ways []way, runs rateRuns) error {
+// A turn is one measurement of a round. No two of a round have the same column.
+type turn struct {
+	way
+	pattern
+}
+
+// takeTurns has all of them measured in each round; where a round begins moves on by one each time.
+func (b *bench) takeTurns(ctx context.Context, sites []*site, turns []turn) (rateRuns, error) {
+	runs := rateRuns{}
 	for round := range b.rounds {
-		for i := range ways {
-			w := ways[(i+round)%len(ways)]
-			result, err := b.rate(ctx, siteOf(sites, w.site), b.spec(w, p))
+		for i := range turns {
+			t := turns[(i+round)%len(turns)]
+			result, err := b.rate(ctx, siteOf(sites, t.site), b.spec(t.way, t.pattern))
 			if err != nil {
-				return fmt.Errorf("%s: %w", w.column, err)
+				return nil, fmt.Errorf("%s: %w", t.column, err)
 			}
-			runs[w.column] = append(runs[w.column], result)
-			b.say("%s: %s: %s a second, %d failed", p.name, w.column, number(result.rate()), result.Failed)
+			runs[t.column] = append(runs[t.column], result)
+			b.say("%s: %s: %s a second, %d failed", t.pattern.name, t.column, number(result.rate()), result.Failed)
 		}
 	}
-	return nil
+	return runs, nil
 }
 
 func siteOf(sites []*site, name string) *site {
@@ -139,22 +150,25 @@ func (b *bench) rate(ctx context.Context, s *site, spec loadSpec) (*loadResult, 
 
 // alternate measures the effect that the design names: TIME_WAIT that one path has left makes the server refuse the other's SYN.
 func (b *bench) alternate(ctx context.Context, sites []*site) error {
-	runs := rateRuns{}
 	p := alternating()
-	alone := pattern{name: "endpoint alone, as long", long: p.long}
-	ways := slices.DeleteFunc(b.ways(), func(w way) bool { return w.site == directName || w.site == haproxyName })
-	direct := slices.DeleteFunc(slices.Clone(ways), func(w way) bool { return !w.direct })
-	service := slices.DeleteFunc(slices.Clone(ways), func(w way) bool { return w.direct })
+	alone := pattern{name: "the endpoint alone, as long", long: p.long}
+	var turns []turn
+	var service, direct []way
+	for _, w := range b.ways() {
+		switch {
+		case w.site == directName || w.site == haproxyName:
+		case w.direct:
+			direct, turns = append(direct, w), append(turns, turn{w, alone})
+		default:
+			service, turns = append(service, w), append(turns, turn{w, p})
+		}
+	}
 	if len(service) == 0 {
 		return nil
 	}
-	for _, turn := range []struct {
-		pattern
-		ways []way
-	}{{alone, direct}, {p, service}} {
-		if err := b.play2(ctx, sites, turn.pattern, turn.ways, runs); err != nil {
-			return err
-		}
+	runs, err := b.takeTurns(ctx, sites, turns)
+	if err != nil {
+		return err
 	}
 	title := fmt.Sprintf("%s, TIME_WAIT left on purpose, %d connections, client in a %s, %d Services", p.name, b.connections, b.clientAt, b.fill.made.services)
 	b.report.Sections = append(b.report.Sections, alternateSection(title, service, direct, runs))
