@@ -262,17 +262,13 @@ func (w *writer) flush() {
 	}
 }
 
-// encode makes a batch of orders: its bytes, and where each order is in them. With a generation the kernel refuses it if that isn't the present one.
-func encode(orders []order, generation uint32) (batch []byte, at []int) {
+// encode makes a batch of orders: its bytes, and where each order is in them.
+func encode(orders []order) (batch []byte, at []int) {
 	size := 4 * messageHeader
 	for _, o := range orders {
 		size += len(o.body) + orderHeader
 	}
-	var guard []byte
-	if generation != 0 {
-		guard = attr32(nil, batchGeneration, generation)
-	}
-	batch = raw(make([]byte, 0, size), unix.NFNL_MSG_BATCH_BEGIN, 0, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, guard)
+	batch = raw(make([]byte, 0, size), unix.NFNL_MSG_BATCH_BEGIN, 0, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil)
 	for i, o := range orders {
 		at = append(at, len(batch))
 		flags := o.flags

@@ -9,15 +9,14 @@ import (
 
 // What golang.org/x/sys/unix has no name for, from include/uapi/linux/netfilter.
 const (
-	tableUserdata   = 6  // NFTA_TABLE_USERDATA
-	dynsetDelete    = 2  // NFT_DYNSET_OP_DELETE, Linux 5.4
-	ctStateInvalid  = 1  // NF_CT_STATE_INVALID_BIT
-	ctStateNew      = 8  // NF_CT_STATE_BIT(IP_CT_NEW)
-	ctStatusDNAT    = 32 // IPS_DST_NAT
-	randomFully     = 16 // NF_NAT_RANGE_PROTO_RANDOM_FULLY
-	linkLoopback    = unix.ARPHRD_LOOPBACK
-	typeVerdict     = 0xffffff00 // NFT_DATA_VERDICT
-	batchGeneration = 1          // NFNL_BATCH_GENID
+	tableUserdata  = 6  // NFTA_TABLE_USERDATA
+	dynsetDelete   = 2  // NFT_DYNSET_OP_DELETE, Linux 5.4
+	ctStateInvalid = 1  // NF_CT_STATE_INVALID_BIT
+	ctStateNew     = 8  // NF_CT_STATE_BIT(IP_CT_NEW)
+	ctStatusDNAT   = 32 // IPS_DST_NAT
+	randomFully    = 16 // NF_NAT_RANGE_PROTO_RANDOM_FULLY
+	linkLoopback   = unix.ARPHRD_LOOPBACK
+	typeVerdict    = 0xffffff00 // NFT_DATA_VERDICT
 
 	socketKey, socketRegister = 1, 2 // NFTA_SOCKET_KEY, NFTA_SOCKET_DREG
 	socketTransparent         = 0    // NFT_SOCKET_TRANSPARENT

@@ -30,6 +30,7 @@ type Proxier struct {
 	options Options
 	log     *slog.Logger
 	socket  *socket
+	watch   *watch
 	shape   *shape // of the table in force, or of the next
 	full    shape
 	small   shape // for kernels without the expression socket
@@ -37,8 +38,6 @@ type Proxier struct {
 	name tableName // of the table in force; "" if there is none, or if that's not known
 	have *state    // what the kernel has; nil if that's not known
 	last *model.Snapshot
-	// seen is the generation of the kernel's tables up to which nobody but this Proxier has changed anything; 0 if that's not known.
-	seen uint32
 }
 
 // New opens nftables of the network namespace of the calling thread. It changes nothing there.
@@ -65,11 +64,15 @@ func New(o Options) (*Proxier, error) {
 		}
 		return nil, err
 	}
+	if p.watch, err = newWatch(p.socket); err != nil {
+		_ = p.socket.close()
+		return nil, err
+	}
 	return p, nil
 }
 
 // Close lets go of the socket. The kernel forwards on.
-func (p *Proxier) Close() error { return p.socket.close() }
+func (p *Proxier) Close() error { return errors.Join(p.socket.close(), p.watch.close()) }
 
 // Sync makes the kernel do what s says; see [dataplane.Proxier].
 func (p *Proxier) Sync(ctx context.Context, s *model.Snapshot) error {
@@ -105,22 +108,25 @@ func (p *Proxier) sync(ctx context.Context, s *model.Snapshot) (wrote bool, err 
 }
 
 // forget has the next Sync read the kernel.
-func (p *Proxier) forget() { p.have, p.last, p.seen = nil, nil, 0 }
+func (p *Proxier) forget() { p.have, p.last = nil, nil }
 
 // find looks for a table of an earlier run.
 func (p *Proxier) find() error {
 	p.forget()
 	p.name = ""
+	if err := p.watch.begin(); err != nil {
+		return err
+	}
 	first := tableName(p.options.Table)
 	for _, name := range []tableName{first, p.otherName(first)} {
-		o, generation, err := p.observe(name)
+		o, err := p.observe(name)
 		if err != nil {
 			return err
 		}
 		switch {
 		case !o.exists:
 		case o.damage == "":
-			p.name, p.have, p.seen = name, o.state, generation
+			p.name, p.have = name, o.state
 			return p.removeOther(name)
 		default:
 			p.log.Info("an nftables table is replaced", "component", "nftables", "table", string(name), "why", o.damage)
@@ -179,11 +185,6 @@ func (p *Proxier) build(s *model.Snapshot, old tableName) error {
 	if old != "" {
 		name = p.otherName(old)
 	}
-	generation, err := p.generation()
-	if err != nil {
-		return err
-	}
-	p.seen = generation
 	have := newState()
 	c := plan(have, nil, s)
 	w := p.writer(name)
@@ -232,30 +233,17 @@ func (p *Proxier) writer(t tableName) *writer {
 	return &writer{table: t, max: p.socket.max, send: func(orders []order) error { return p.commit(t, orders) }}
 }
 
-// commit sends one batch. While nobody else changes tables, each commit says which generation it is for, so that it's known that nobody has.
+// commit sends one batch.
 func (p *Proxier) commit(t tableName, orders []order) error {
-	guard := p.seen
-	for {
-		batch, at := encode(orders, guard)
-		complaints, err := p.socket.commit(batch, uint32(len(orders)))
-		if err != nil {
-			p.seen = 0
-			return fmt.Errorf("nftables table inet %s: %w", t, err)
-		}
-		if guard != 0 && len(complaints) == 1 && errors.Is(complaints[0].err, unix.ERESTART) {
-			guard, p.seen = 0, 0 // somebody changed something: Verify will look what
-			continue
-		}
-		if len(complaints) > 0 {
-			return newRefusal(t, orders, batch, at, complaints)
-		}
-		if guard != 0 {
-			if p.seen++; p.seen == 0 {
-				p.seen = 1
-			}
-		}
-		return nil
+	batch, at := encode(orders)
+	complaints, err := p.socket.commit(batch, uint32(len(orders)))
+	if err != nil {
+		return fmt.Errorf("nftables table inet %s: %w", t, err)
 	}
+	if len(complaints) > 0 {
+		return newRefusal(t, orders, batch, at, complaints)
+	}
+	return nil
 }
 
 // Verify compares the kernel with the Snapshot of the last Sync; see [dataplane.Proxier].
@@ -264,8 +252,13 @@ func (p *Proxier) Verify(ctx context.Context) (repaired bool, err error) {
 		return false, nil
 	}
 	generation, err := p.generation()
-	if err != nil || generation == p.seen {
+	if err != nil || generation == p.watch.heard && !p.watch.touched {
 		return false, err
+	}
+	first := tableName(p.options.Table)
+	p.watch.hear(first, p.otherName(first))
+	if generation == p.watch.heard && !p.watch.touched {
+		return false, nil // it was about others' tables, or our own doing
 	}
 	s := p.last
 	if err := p.find(); err != nil {

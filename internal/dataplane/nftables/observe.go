@@ -23,28 +23,26 @@ type observation struct {
 // maxReads is how often tables are read again because they changed meanwhile.
 const maxReads = 20
 
-// observe reads a table back. generation is that of what was read.
-func (p *Proxier) observe(t tableName) (o observation, generation uint32, err error) {
+// observe reads a table back, as it was at one moment.
+func (p *Proxier) observe(t tableName) (observation, error) {
 	for range maxReads {
 		before, err := p.generation()
 		if err != nil {
-			return o, 0, err
+			return observation{}, err
 		}
-		o, err = p.observeOnce(t)
+		o, err := p.observeOnce(t)
 		if errors.Is(err, errInterrupted) {
 			continue
 		} else if err != nil {
-			return o, 0, fmt.Errorf("read nftables table inet %s: %w", t, err)
+			return o, fmt.Errorf("read nftables table inet %s: %w", t, err)
 		}
 		after, err := p.generation()
-		if err != nil {
-			return o, 0, err
-		}
-		if before == after {
-			return o, after, nil
+		if err != nil || before == after {
+			p.watch.heard = after // what comes later will be heard
+			return o, err
 		}
 	}
-	return o, 0, fmt.Errorf("read nftables table inet %s: %w", t, errInterrupted)
+	return observation{}, fmt.Errorf("read nftables table inet %s: %w", t, errInterrupted)
 }
 
 // generation counts what anybody has changed in this network namespace.

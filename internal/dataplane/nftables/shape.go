@@ -162,7 +162,10 @@ func (f family) destinationIn(k kind) part {
 
 // translate has the chains that lead a new connection to the choice of an endpoint.
 func (s *shape) translate(f family) {
-	s.add(f.chain("services"), rule{f.dialled(), join("entry vmap @"+entry.of(f).name(), dispatch(entry.of(f), atEntry))})
+	// Each lookup sees the elements of its own moment: if a change comes between that of the frontend and that of the slot, the slot may be gone. Then
+	// the verdict's chain returns, and the second try sees the change.
+	lead := rule{f.dialled(), join("entry vmap @"+entry.of(f).name(), dispatch(entry.of(f), atEntry))}
+	s.add(f.chain("services"), lead, lead)
 	s.add(f.chain("special"),
 		rule{f.dialled(), flag("filtered", flagFiltered, true), jump(f.chain("filtered"))},
 		rule{sourceIsLocal(), goTo(f.chain("internal"))},
@@ -183,7 +186,7 @@ func (s *shape) translate(f family) {
 		})
 	}
 	s.add(f.chain("filtered"), append(rules, rule{drop()})...)
-	s.verdicts = append(s.verdicts, verdictElement{entry.of(f), classSpecial, unix.NFT_GOTO, f.chain("special")})
+	s.verdicts = append(s.verdicts, verdictElement{entry.of(f), classSpecial, unix.NFT_JUMP, f.chain("special")})
 }
 
 // choose has the chains that choose an endpoint for one kind of clients.
@@ -209,7 +212,7 @@ func (s *shape) choose(f family, side side) {
 	class := func(class uint32, rules ...rule) {
 		chain := fmt.Sprintf("pick-%s-%d", name, class)
 		s.add(chain, rules...)
-		s.lead(f, side, verdictElement{pick, class, unix.NFT_GOTO, chain})
+		s.lead(f, side, verdictElement{pick, class, unix.NFT_JUMP, chain})
 	}
 	for n := uint32(1); n <= maxExact; n++ {
 		class(n, draw(n))
@@ -256,14 +259,17 @@ func (s *shape) afterwards(f family) {
 		rule{sourceIsLocal(), masquerade()},
 		rule{f.sourceIn(clusterRanges), masquerade()},
 	)
-	s.add(f.chain("translated"), sticky, rule{f.dialledFirst(), goTo(f.chain("masquerade"))})
+	ours := rule{f.dialledFirst(), goTo(f.chain("masquerade"))}
+	s.add(f.chain("translated"), sticky, ours, ours) // twice: kernels before 6.18 may miss an element that is just being replaced
 	tcp := join("meta l4proto tcp", meta(unix.NFT_META_L4PROTO, 0), compare(0, true, unix.IPPROTO_TCP))
 	// A client that is reset knows at once; ICMP is limited to a few a second for each client.
 	reset := reject("reject with tcp reset", unix.NFT_REJECT_TCP_RST, 0)
 	unreachable := reject("reject with icmpx port-unreachable", unix.NFT_REJECT_ICMPX_UNREACH, unix.NFT_REJECT_ICMPX_PORT_UNREACH)
 	s.add(f.chain("refuse"), rule{tcp, reset}, rule{unreachable})
 	s.add(f.chain("unserved"),
-		rule{f.dialled(), goTo(f.chain("refuse"))},
+		rule{f.dialled(), join("internal class reject", compare32(atInternalClass, true, classReject)), goTo(f.chain("refuse"))},
+		rule{f.dialled(), join("external class reject", compare32(atExternalClass, true, classReject)), goTo(f.chain("refuse"))},
+		rule{f.dialled(), drop()}, // it changes just now; the client tries again
 		rule{f.destinationIn(addresses), goTo(f.chain("refuse"))},
 		rule{f.destinationIn(serviceRanges), drop()},
 	)

@@ -141,7 +141,7 @@ type complaint struct {
 // errNoAnswer is returned when the kernel didn't say what has become of a batch.
 var errNoAnswer = errors.New("the kernel did not acknowledge the batch")
 
-// commit sends a batch whose last message asks for an acknowledgement. Generation 0 is any. The kernel works it off before send returns, so its
+// commit sends a batch whose last message asks for an acknowledgement. The kernel works it off before send returns, so its
 // answers are there already.
 func (s *socket) commit(batch []byte, last uint32) ([]complaint, error) {
 	if err := unix.Sendto(s.fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
