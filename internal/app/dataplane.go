@@ -32,19 +32,19 @@ const (
 
 // planeOptions are those of a plane.
 type planeOptions struct {
-	kind    DataPlane
-	cgroup  string          // folder of a cgroup file system of version 2, whose processes are eBPF's clients; "" = there is none
-	pins    string          // folder for what eBPF keeps
-	netns   func() []string // network namespaces of pods, for eBPF
-	listen  string          // address of the server for load balancers and probes; "" = none
-	dataDir string          // where the socket for debug is
-	log     *slog.Logger
+	kind   DataPlane
+	cgroup string          // folder of a cgroup file system of version 2, whose processes are eBPF's clients; "" = there is none
+	pins   string          // folder for what eBPF keeps
+	netns  func() []string // network namespaces of pods, for eBPF
+	listen string          // address of the server for load balancers and probes; "" = none
+	log    *slog.Logger
 }
 
 // plane is what leads connections on this node.
 type plane struct {
 	o        planeOptions
 	name     string // of the mechanisms
+	ebpf     bool   // it is one of them
 	proxiers []dataplane.Proxier
 	tracker  *conntrack.Tracker
 	runner   *dataplane.Runner
@@ -87,7 +87,7 @@ func (p *plane) choose(ctx context.Context) error {
 		sockets, err := p.sockets(ctx)
 		switch {
 		case err == nil:
-			p.name, p.proxiers = "ebpf and nftables", append(p.proxiers, sockets)
+			p.name, p.ebpf, p.proxiers = "ebpf and nftables", true, append(p.proxiers, sockets)
 			if p.o.kind == DataPlaneAuto {
 				why = "this machine has all that is needed"
 			}
@@ -97,7 +97,7 @@ func (p *plane) choose(ctx context.Context) error {
 			why = "no eBPF: " + onThisKernel(err).Error()
 		}
 	}
-	if len(p.proxiers) == 1 && p.o.pins != "" {
+	if !p.ebpf {
 		if err := ebpf.RemovePins(p.o.pins); err != nil {
 			return fmt.Errorf("what an earlier run with eBPF left: %w", err)
 		}
@@ -138,13 +138,18 @@ func onThisKernel(err error) error {
 func (p *plane) set(s *model.Snapshot) {
 	p.tracker.Expect(s)
 	p.health.Expect(s)
+	p.want(s)
+	p.runner.Set(s)
+}
+
+// want notes what should be in force.
+func (p *plane) want(s *model.Snapshot) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.wanted = s
 	if p.since.IsZero() {
 		p.since = time.Now()
 	}
-	p.mu.Unlock()
-	p.runner.Set(s)
 }
 
 // synced is called when a Snapshot is in force.
@@ -152,6 +157,11 @@ func (p *plane) synced(was, now *model.Snapshot) {
 	p.tracker.Applied(was, now)
 	p.health.Applied(was, now)
 	p.checks.Set(now)
+	p.note(now)
+}
+
+// note notes what is in force.
+func (p *plane) note(now *model.Snapshot) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.syncs++

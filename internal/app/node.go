@@ -22,7 +22,6 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 
 	"github.com/endpointd/endpointd/internal/apiserver"
@@ -55,7 +54,7 @@ type NodeOptions struct {
 	ClusterDNS []netip.Addr
 	Domain     string // of the cluster
 	Labels     map[string]string
-	Cgroup     string // cgroup v2 folder below which pods get theirs; "" = one of this node's own, where there is v2
+	Cgroup     string // cgroup v2 folder below which pods get theirs; "" = one of this node's own, where there is v2; or NoCgroup
 	Listen     string // of the kubelet API, host:port; the host empty = the node's primary address
 	DataPlane  DataPlane
 	// NodePorts says on which addresses NodePorts answer.
@@ -69,6 +68,9 @@ type NodeOptions struct {
 	// Ready is called once, when the node is registered and its pods are known.
 	Ready func(node string, addrs []netip.Addr, pods []netip.Prefix)
 }
+
+// NoCgroup is the Cgroup of a node that has none.
+const NoCgroup = "none"
 
 // agentGC is how much garbage an agent may have for what it holds, in percent: a node has memory for its pods, and probes make
 // garbage all the time.
@@ -169,9 +171,9 @@ func (a *agent) run(ctx context.Context, what string, f func(context.Context) er
 }
 
 func (a *agent) connect() error {
-	config, err := clientcmd.BuildConfigFromFlags("", a.o.Kubeconfig)
+	config, err := a.access()
 	if err != nil {
-		return fmt.Errorf("kubeconfig %s: %w: make one with endpointd kubeconfig --node NAME", a.o.Kubeconfig, err)
+		return err
 	}
 	config.UserAgent = "endpointd-node"
 	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
@@ -205,6 +207,9 @@ func (a *agent) address() error {
 // prepare builds everything that needs no pods. A pod range that cannot be is refused before anything is changed.
 func (a *agent) prepare(ctx context.Context) error {
 	o := a.o
+	if err := a.makePlane(ctx); err != nil {
+		return err
+	}
 	if len(o.PodCIDRs) > 0 {
 		if err := podnet.Check(podnet.Options{NodeAddrs: o.Addrs, PodCIDRs: o.PodCIDRs, Logger: o.Logger}); err != nil {
 			return err
@@ -241,9 +246,7 @@ func (a *agent) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := a.lead(ctx); err != nil {
-		return err
-	}
+	a.lead()
 	return a.pick(ctx)
 }
 
@@ -301,6 +304,10 @@ func (a *agent) givenRanges(ctx context.Context) ([]netip.Prefix, error) {
 
 // cgroup is where pods get their cgroups.
 func (a *agent) cgroup() string {
+	if a.o.Cgroup == NoCgroup {
+		a.o.Logger.Info("no cgroups for pods: their resources are not limited")
+		return ""
+	}
 	if a.o.Cgroup != "" {
 		return a.o.Cgroup
 	}

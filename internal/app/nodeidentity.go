@@ -9,10 +9,27 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/cert"
 
 	"github.com/endpointd/endpointd/internal/apiserver/pki"
 )
+
+// access says how the API is reached.
+func (a *agent) access() (*rest.Config, error) {
+	if a.o.Kubeconfig == "" {
+		config, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("no --kubeconfig, and no service account of a pod: %w: give one of the two", err)
+		}
+		return config, nil
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", a.o.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w: make one with endpointd kubeconfig --node NAME", a.o.Kubeconfig, err)
+	}
+	return config, nil
+}
 
 // identify settles the node's name: the kubeconfig of a node is good for no other one.
 func (a *agent) identify(config *rest.Config) error {

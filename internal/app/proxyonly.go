@@ -15,16 +15,14 @@ import (
 // forward is the work of an agent that stands in for kube-proxy on a node that a kubelet keeps: it reads Services, EndpointSlices and Nodes, leads
 // connections, and writes nothing to the API.
 func (a *agent) forward(ctx context.Context) error {
-	if err := mayForward(); err != nil {
+	if err := a.makePlane(ctx); err != nil {
 		return err
 	}
 	own, err := a.awaitNode(ctx)
 	if err != nil {
 		return err
 	}
-	if err := a.lead(ctx); err != nil {
-		return err
-	}
+	a.lead()
 	a.work.Go(func() { trimMemory(ctx) })
 	a.work.Go(func() { dropPages(ctx) })
 	a.runTraffic(ctx)

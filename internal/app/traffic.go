@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
@@ -19,19 +18,22 @@ import (
 	"github.com/endpointd/endpointd/internal/node/traffic"
 )
 
-// lead builds what leads connections on this node: the watches, the data plane, and how other nodes are asked.
-func (a *agent) lead(ctx context.Context) error {
+// makePlane finds out how this machine can lead connections, before anything else is begun.
+func (a *agent) makePlane(ctx context.Context) error {
 	var err error
 	o := a.o
 	a.plane, err = newPlane(ctx, planeOptions{
-		kind: o.DataPlane, cgroup: a.clients(), pins: pinsFolder(o.DataDir), netns: a.namespaces, listen: o.Healthz, dataDir: o.DataDir, log: o.Logger,
+		kind: o.DataPlane, cgroup: a.clients(), pins: pinsFolder(o.DataDir), netns: a.namespaces, listen: o.Healthz, log: o.Logger,
 	})
-	if err != nil {
-		return err
-	}
-	if o.NodePorts.Localhost() && !strings.Contains(a.plane.name, "ebpf") {
+	if err == nil && o.NodePorts.Localhost() && !a.plane.ebpf {
 		o.Logger.Warn("node ports on loopback need eBPF, and are not reliable without it", "data_plane", a.plane.name)
 	}
+	return err
+}
+
+// lead builds what tells the data plane what to do.
+func (a *agent) lead() {
+	o := a.o
 	options := traffic.Options{
 		Node: o.Name, Client: a.client, Addrs: o.Addrs, PodCIDRs: o.PodCIDRs, ClusterCIDRs: o.ClusterCIDRs, NodePorts: o.NodePorts,
 		Set: a.plane.set, Wait: a.plane.runner.Wait, NodeChanged: a.nodeChanged, Logger: o.Logger,
@@ -41,7 +43,6 @@ func (a *agent) lead(ctx context.Context) error {
 	}
 	a.traffic = traffic.New(options)
 	a.nodes = a.traffic.Nodes()
-	return nil
 }
 
 // runTraffic has all of it run.
@@ -68,7 +69,11 @@ func (a *agent) nodeChanged(was, now *corev1.Node) {
 // clients is the cgroup whose processes are eBPF's clients: the folder that was given, which holds this node's pods and nobody else's, or
 // everything on this machine.
 func (a *agent) clients() string {
-	if a.o.Cgroup != "" {
+	switch a.o.Cgroup {
+	case "":
+	case NoCgroup:
+		return ""
+	default:
 		return a.o.Cgroup
 	}
 	mount, _ := process.FindCgroup2()

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -198,9 +199,8 @@ func (u *up) compose() {
 		if u.Images != "" {
 			n.Args = append(n.Args, "--images", u.Images)
 		}
-		if cgroups[n.Name] != "" {
-			n.Args = append(n.Args, "--cgroup", cgroups[n.Name])
-		}
+		// Never all of this machine, which an agent would take without being told.
+		n.Args = append(n.Args, "--cgroup", cmp.Or(cgroups[n.Name], NoCgroup))
 	}
 }
 

@@ -85,7 +85,7 @@ func (f *nodeFlags) register(cmd *cobra.Command) {
 	flags.StringVar(&f.images, "images", "", "`file` that says what images mean: nothing is pulled")
 	flags.StringToStringVar(&f.labels, "node-labels", nil, "`labels` of the node, such as topology.kubernetes.io/zone=a")
 	flags.StringVar(&f.listen, "listen", ":10250", "`address` and port for logs, exec and port-forward (default: the node's address)")
-	flags.StringVar(&f.cgroup, "cgroup", "", "cgroup v2 `folder` for the pods (default: one of the node's name)")
+	flags.StringVar(&f.cgroup, "cgroup", "", "cgroup v2 `folder` for the pods, whose connections alone eBPF leads then (default: one of the node's name, and all of this machine), or none")
 	flags.DurationVar(&f.drain, "drain-grace", 2*time.Second, "how long, at the most, a ready pod that is to end goes on before it is told, until no node leads anybody there any more")
 	flags.BoolVar(&f.proxyOnly, "proxy-only", false, "lead connections to Services and nothing else: a kubelet keeps the node")
 	registerDataPlane(flags, &f.dataPlane)
