@@ -113,17 +113,32 @@ func (r *resolving) choose(start, end int, owned []want) *choice {
 func (r *resolving) collect(c *choice) {
 	useCluster := c.outer || c.inner && !r.service.internalLocal
 	useLocal := c.inner && r.service.internalLocal || c.outer && r.service.externalLocal
+	if useCluster {
+		c.cluster = r.chosen(c, func(e *Endpoint) bool { return r.inCluster(e, &c.scan) == None })
+	}
+	if useLocal {
+		c.local = r.chosen(c, func(e *Endpoint) bool { return inLocal(e, &c.scan) == None })
+	}
+}
+
+// chosen is a list without room for more: there are many, and they are kept for long.
+func (r *resolving) chosen(c *choice, in func(*Endpoint) bool) []*Endpoint {
+	n := 0
 	for _, e := range r.endpoints[c.start:c.end] {
-		if e.Reason.final() {
-			continue
-		}
-		if useCluster && r.inCluster(e, &c.scan) == None {
-			c.cluster = append(c.cluster, e)
-		}
-		if useLocal && inLocal(e, &c.scan) == None {
-			c.local = append(c.local, e)
+		if !e.Reason.final() && in(e) {
+			n++
 		}
 	}
+	if n == 0 {
+		return nil
+	}
+	list := make([]*Endpoint, 0, n)
+	for _, e := range r.endpoints[c.start:c.end] {
+		if !e.Reason.final() && in(e) {
+			list = append(list, e)
+		}
+	}
+	return list
 }
 
 // pool is what connections are led to under one of the policies. c is nil if the Service has no endpoint of that port and family.

@@ -59,24 +59,26 @@ func (r *resolving) frontends() [][]want {
 
 // gather collects the endpoints of all slices in order, each once, as this node knows them.
 func (r *resolving) gather(list []*slice) {
-	runs := make([][]*Endpoint, 0, len(list))
 	total := 0
 	for _, s := range list {
 		r.said.Problems = append(r.said.Problems, s.problems...)
-		if len(s.endpoints) == 0 {
-			continue
-		}
-		run := make([]*Endpoint, len(s.endpoints))
-		for i := range s.endpoints {
-			run[i] = r.known(s, &s.endpoints[i])
-		}
-		runs = append(runs, run)
-		total += len(run)
+		total += len(s.endpoints)
 	}
-	merged := merge(runs)
-	r.endpoints = make([]*Endpoint, 0, total)
-	doubles := map[string]int{} // slice → how many of its endpoints are there again
-	for _, e := range merged {
+	if total == 0 {
+		return
+	}
+	all := make([]*Endpoint, 0, total)
+	runs := make([]int, 0, len(list)) // where each slice's end
+	for _, s := range list {
+		for i := range s.endpoints {
+			all = append(all, r.known(s, &s.endpoints[i]))
+		}
+		runs = append(runs, len(all))
+	}
+	var doubles map[string]int // slice → how many of its endpoints are there again
+	all = merge(all, runs)
+	r.endpoints = all[:0] // what is kept is never ahead of what is read
+	for _, e := range all {
 		last := len(r.endpoints) - 1
 		if last < 0 || compareEndpoints(r.endpoints[last], e) != 0 {
 			r.endpoints = append(r.endpoints, e)
@@ -86,10 +88,15 @@ func (r *resolving) gather(list []*slice) {
 		if better(e, r.endpoints[last]) {
 			worse, r.endpoints[last] = r.endpoints[last], e
 		}
-		if !worse.Reason.final() {
-			doubles[worse.Slice]++
+		if worse.Reason.final() {
+			continue
 		}
+		if doubles == nil {
+			doubles = map[string]int{}
+		}
+		doubles[worse.Slice]++
 	}
+	clear(all[len(r.endpoints):])
 	for name, n := range doubles {
 		r.problem(Problem{Kind: "EndpointSlice", Object: ServiceKey{r.said.Key.Namespace, name}, Reason: Duplicate, Message: fmt.Sprintf(
 			"%d of its endpoints are in the Service's slices twice; the better one of each is used", n)})
@@ -152,35 +159,37 @@ func (r *resolving) setReason(i int, reason Reason) {
 	}
 }
 
-// merge sorts runs that are sorted. What is equal stays in the order of the runs.
-func merge(runs [][]*Endpoint) []*Endpoint {
-	for len(runs) > 1 {
-		var next [][]*Endpoint
-		for i := 0; i < len(runs); i += 2 {
-			if i+1 == len(runs) {
-				next = append(next, runs[i])
-				break
-			}
-			next = append(next, mergeTwo(runs[i], runs[i+1]))
+// merge sorts a list of runs that are sorted, given where each ends. What is equal stays in the order of the runs.
+func merge(list []*Endpoint, ends []int) []*Endpoint {
+	if len(ends) < 2 {
+		return list
+	}
+	other := make([]*Endpoint, len(list))
+	for len(ends) > 1 {
+		next := ends[:0]
+		start := 0
+		for i := 0; i < len(ends); i += 2 {
+			middle, end := ends[i], ends[min(i+1, len(ends)-1)]
+			mergeTwo(other[start:end], list[start:middle], list[middle:end])
+			next = append(next, end)
+			start = end
 		}
-		runs = next
+		ends = next
+		list, other = other, list
 	}
-	if len(runs) == 0 {
-		return nil
-	}
-	return runs[0]
+	return list
 }
 
-func mergeTwo(a, b []*Endpoint) []*Endpoint {
-	out := make([]*Endpoint, 0, len(a)+len(b))
+func mergeTwo(into, a, b []*Endpoint) {
 	for len(a) > 0 && len(b) > 0 {
 		if compareEndpoints(a[0], b[0]) <= 0 {
-			out, a = append(out, a[0]), a[1:]
+			into[0], a = a[0], a[1:]
 		} else {
-			out, b = append(out, b[0]), b[1:]
+			into[0], b = b[0], b[1:]
 		}
+		into = into[1:]
 	}
-	return append(append(out, a...), b...)
+	copy(into[copy(into, a):], b)
 }
 
 // better says which of two endpoints with the same address and port counts: an address may have gone from a pod that stops to a new one

@@ -48,8 +48,10 @@ func newSlice(id string, from *discoveryv1.EndpointSlice) *slice {
 		s.problem(BadAddress, fmt.Sprintf("its addressType is %q, and connections are led to IPv4 and IPv6 addresses only; use one of these, or a Service of type ExternalName", from.AddressType))
 		return s
 	}
-	ports := s.readPorts(from.Ports)
-	origins, found := s.readEndpoints(from)
+	var in interner
+	ports := s.readPorts(from.Ports, &in)
+	origins, found := s.readEndpoints(from, &in)
+	s.names = slices.Clone(in.handles)
 	slices.SortStableFunc(found, func(a, b Endpoint) int { return a.Addr().Compare(b.Addr()) })
 	s.endpoints = make([]Endpoint, 0, len(ports)*len(origins))
 	for _, port := range ports {
@@ -71,13 +73,13 @@ func (s *slice) problem(reason Reason, message string) {
 }
 
 // readPorts returns the ports in the order of a Service's endpoints. A slice without ports has one with number 0: that of a Service without.
-func (s *slice) readPorts(from []discoveryv1.EndpointPort) []slicePort {
+func (s *slice) readPorts(from []discoveryv1.EndpointPort, in *interner) []slicePort {
 	if len(from) == 0 {
 		return []slicePort{{}}
 	}
 	ports := make([]slicePort, 0, len(from))
 	for i := range from {
-		port := s.readPort(&from[i])
+		port := s.readPort(&from[i], in)
 		ports = append(ports, port)
 	}
 	slices.SortStableFunc(ports, func(a, b slicePort) int {
@@ -88,10 +90,10 @@ func (s *slice) readPorts(from []discoveryv1.EndpointPort) []slicePort {
 	})
 }
 
-func (s *slice) readPort(from *discoveryv1.EndpointPort) slicePort {
+func (s *slice) readPort(from *discoveryv1.EndpointPort, in *interner) slicePort {
 	var port slicePort
 	if from.Name != nil {
-		port.name = *from.Name
+		port.name = in.intern(*from.Name)
 	}
 	protocol := corev1.ProtocolTCP
 	if from.Protocol != nil {
@@ -117,10 +119,9 @@ func (s *slice) readPort(from *discoveryv1.EndpointPort) slicePort {
 }
 
 // readEndpoints returns an Endpoint without a port for each address that can be used, and what they share.
-func (s *slice) readEndpoints(from *discoveryv1.EndpointSlice) ([]Origin, []Endpoint) {
+func (s *slice) readEndpoints(from *discoveryv1.EndpointSlice, in *interner) ([]Origin, []Endpoint) {
 	origins := make([]Origin, 0, len(from.Endpoints))
 	found := make([]Endpoint, 0, len(from.Endpoints))
-	in := interner{}
 	name := in.intern(from.Name)
 	var bad int
 	var first error
@@ -159,27 +160,22 @@ func (s *slice) readEndpoints(from *discoveryv1.EndpointSlice) ([]Origin, []Endp
 	if bad > 0 {
 		s.problem(BadAddress, fmt.Sprintf("%d of %d endpoints have no usable address, the first because %v", bad, len(from.Endpoints), first))
 	}
-	s.names = in.handles()
 	return origins, found
 }
 
-// An interner makes equal strings of one slice the same string, and that of all slices as long as the handles are kept.
+// An interner makes equal strings the same string, in this slice and all others, as long as the handles are kept.
 type interner struct {
-	known map[string]unique.Handle[string]
-	last  []string // the last list of hints: neighbours mostly have the same
+	handles []unique.Handle[string] // each once; a search costs less than a map, as a handle is a pointer
+	last    []string                // the last list of hints: neighbours mostly have the same
 }
 
 func (in *interner) intern(text string) string {
 	if text == "" {
 		return ""
 	}
-	handle, ok := in.known[text]
-	if !ok {
-		handle = unique.Make(text)
-		if in.known == nil {
-			in.known = map[string]unique.Handle[string]{}
-		}
-		in.known[handle.Value()] = handle
+	handle := unique.Make(text)
+	if !slices.Contains(in.handles, handle) {
+		in.handles = append(in.handles, handle)
 	}
 	return handle.Value()
 }
@@ -208,17 +204,6 @@ func (in *interner) list(n int, at func(int) string) []string {
 	slices.Sort(list)
 	in.last = slices.Clip(slices.Compact(list))
 	return in.last
-}
-
-func (in *interner) handles() []unique.Handle[string] {
-	if len(in.known) == 0 {
-		return nil
-	}
-	handles := make([]unique.Handle[string], 0, len(in.known))
-	for _, h := range in.known {
-		handles = append(handles, h)
-	}
-	return handles
 }
 
 // equal says whether two slices are worth the same.

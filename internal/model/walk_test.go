@@ -165,14 +165,14 @@ func hash(object any) string {
 // again is the Input that one gets who sees the objects now, in another order.
 func (p place) again() model.Input {
 	in := model.Input{}
-	for uid, fact := range p.down {
-		in = in.WithDown(uid, fact)
+	for _, uid := range slices.Sorted(maps.Keys(p.down)) {
+		in = in.WithDown(uid, p.down[uid])
 	}
-	for _, object := range p.slices {
-		in = in.WithSlice(object)
+	for _, name := range slices.Sorted(maps.Keys(p.slices)) {
+		in = in.WithSlice(p.slices[name])
 	}
-	for _, object := range p.services {
-		in = in.WithService(object)
+	for _, name := range slices.Sorted(maps.Keys(p.services)) {
+		in = in.WithService(p.services[name])
 	}
 	return in.WithNetwork(p.network)
 }

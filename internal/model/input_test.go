@@ -1,0 +1,100 @@
+package model_test
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/endpointd/endpointd/internal/model"
+)
+
+// Many goroutines go on from one Input and one Snapshot, each its own way; none sees another's.
+func TestInputIsShared(t *testing.T) {
+	t.Parallel()
+	in := aCluster(50, 1, 3)
+	was := model.Build(in, nil)
+	before := model.Text(was)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			mine, now := in, was
+			for n := range 50 {
+				mine = mine.WithSlice(aSlice(n, 0, 3, n%8 != i)).WithDown(fmt.Sprintf("pod-%d", i), model.LocalDead)
+				if n%5 == i%5 {
+					mine = mine.WithoutService(model.ServiceKey{Namespace: fmt.Sprintf("ns-%d", n), Name: fmt.Sprintf("service-%d", n)})
+				}
+				now = model.Build(mine, now)
+			}
+			if text, anew := model.Text(now), model.Text(model.Build(mine, nil)); text != anew {
+				t.Errorf("goroutine %d:\n%s\nfrom nothing:\n%s", i, text, anew)
+			}
+		})
+	}
+	wg.Wait()
+	if text := model.Text(was); text != before {
+		t.Errorf("the Snapshot that all went on from became\n%s\nwas\n%s", text, before)
+	}
+}
+
+// What is no object of the API, and what is not there, changes nothing.
+func TestNoSuchObject(t *testing.T) {
+	t.Parallel()
+	in := aCluster(2, 1, 1)
+	service, slice := aService(7), aSlice(7, 0, 1, true)
+	for _, name := range []string{"", "a\x00b"} {
+		service.Name, slice.Name = name, name
+		if !model.SameInput(in, in.WithService(service)) || !model.SameInput(in, in.WithSlice(slice)) {
+			t.Errorf("an object with the name %q is taken", name)
+		}
+	}
+	none := in.WithoutService(model.ServiceKey{Namespace: "ns-1", Name: "none"}).WithoutSlice("ns-1", "none").WithoutDown("none").
+		WithDown("", model.LocalDead).WithDown("pod", model.NotReady)
+	if !model.SameInput(in, none) {
+		t.Error("to take away what is not there gives another Input")
+	}
+}
+
+// More happens than anybody remembers: a Snapshot that is far behind is still brought up to date, and who asks what changed is told all.
+func TestFarBehind(t *testing.T) {
+	t.Parallel()
+	in := aCluster(3, 1, 2)
+	old := model.Build(in, nil)
+	now := old
+	for i := range 10_000 {
+		in = in.WithSlice(aSlice(0, 0, 2, i%2 == 1))
+		now = model.Build(in, now)
+	}
+	in = in.WithoutService(model.ServiceKey{Namespace: "ns-1", Name: "service-1"}).WithSlice(aSlice(2, 0, 2, false))
+	now = model.Build(in, now)
+	late := model.Build(in, old)
+	if a, b := model.Text(now), model.Text(late); a != b {
+		t.Errorf("step by step:\n%s\nat once:\n%s", a, b)
+	}
+	for _, s := range []*model.Snapshot{now, late} {
+		got := map[string]bool{}
+		for key := range s.Changed(old) {
+			if got[key.String()] {
+				t.Errorf("%s changed twice", key)
+			}
+			got[key.String()] = true
+		}
+		// service-0 is as it was.
+		if len(got) != 2 || !got["ns-1/service-1"] || !got["ns-2/service-2"] {
+			t.Errorf("changed: %v", got)
+		}
+	}
+}
+
+func TestReasonsHaveWords(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for r := model.None; r <= model.HeadlessSlice; r++ {
+		if text := r.String(); text == "" || r.Explain() == "" || seen[text] {
+			t.Errorf("reason %d is called %q: %s", r, text, r.Explain())
+		}
+		seen[r.String()] = true
+	}
+	if text := model.Reason(200).String(); text != "reason 200" {
+		t.Errorf("an unknown reason is called %q", text)
+	}
+}
