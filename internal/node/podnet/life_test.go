@@ -99,7 +99,7 @@ func TestPodDies(t *testing.T) {
 	before := node.dump(t)
 	pod, addrs := newPod(t, n, "one", HostPort{Port: 8080, ContainerPort: 80})
 	pod.end(t)
-	testkit.Await(t, 5*time.Second, func() error {
+	testkit.Await(t, patience, func() error {
 		left, err := n.kernel.observePods()
 		if err == nil && len(left) > 0 {
 			err = fmt.Errorf("interfaces are left: %v", left)
@@ -396,7 +396,7 @@ func TestFlushedTable(t *testing.T) {
 	if err := n.kernel.removeTable(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := node.ask("tcp", addrPort(dual(1).NodeAddrs[0], 8080)); err == nil {
+	if _, err := node.refused("tcp", addrPort(dual(1).NodeAddrs[0], 8080)); err == nil {
 		t.Fatal("the host port answers without rules")
 	}
 	if err := n.SetPeers(t.Context(), nil); err != nil {

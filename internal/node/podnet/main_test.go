@@ -158,7 +158,7 @@ func newNode(t testing.TB, sw *place, name string, addrs ...string) *place {
 		}
 		return netlink.LinkSetUp(link)
 	})
-	testkit.Await(t, 5*time.Second, func() error { return inNamespace(p.ns, settled) })
+	testkit.Await(t, patience, func() error { return inNamespace(p.ns, settled) })
 	return p
 }
 
@@ -283,31 +283,72 @@ func host(addr net.Addr) string {
 	return ap.Addr().Unmap().String()
 }
 
-// askTimeout is far below the second after which a lost SYN is sent again: no packet may be lost.
-const askTimeout = 700 * time.Millisecond
+const (
+	// patience is for what must come, on a machine that is busy.
+	patience = 10 * time.Second
+	// askTimeout is for what must not.
+	askTimeout = 700 * time.Millisecond
+)
 
-// dial connects from a place.
+// dial connects from a place. No packet may be lost on the way: a SYN that has to be sent again is an error.
 func (p *place) dial(network string, to netip.AddrPort) (net.Conn, error) {
+	c, err := p.dialFor(network, to, patience)
+	if err != nil {
+		return nil, err
+	}
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return c, nil
+	}
+	if err := sentOnce(tcp); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func sentOnce(c *net.TCPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		switch {
+		case err != nil:
+			failed = err
+		case info.Total_retrans > 0:
+			failed = fmt.Errorf("%d packets were sent again", info.Total_retrans)
+		}
+	})
+	return errors.Join(err, failed)
+}
+
+func (p *place) dialFor(network string, to netip.AddrPort, timeout time.Duration) (net.Conn, error) {
 	var c net.Conn
 	err := inNamespace(p.ns, func() (err error) {
-		c, err = net.DialTimeout(network, to.String(), askTimeout)
+		c, err = net.DialTimeout(network, to.String(), timeout)
 		return err
 	})
 	return c, err
 }
 
-// ask returns "<name of who answered> <address it saw>".
-func (p *place) ask(network string, to netip.AddrPort) (string, error) {
-	c, err := p.dial(network, to)
+// refused is the error of asking where nobody may answer; if somebody does, what he says.
+func (p *place) refused(network string, to netip.AddrPort) (answer string, err error) {
+	c, err := p.dialFor(network, to, askTimeout)
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = c.Close() }()
-	return exchange(c)
+	return exchangeFor(c, askTimeout)
 }
 
-func exchange(c net.Conn) (string, error) {
-	if err := c.SetDeadline(time.Now().Add(askTimeout)); err != nil {
+// exchange returns "<name of who answered> <address it saw>".
+func exchange(c net.Conn) (string, error) { return exchangeFor(c, patience) }
+
+func exchangeFor(c net.Conn, timeout time.Duration) (string, error) {
+	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return "", err
 	}
 	if _, err := c.Write([]byte("who?\n")); err != nil {
@@ -320,8 +361,13 @@ func exchange(c net.Conn) (string, error) {
 // expect asks and compares.
 func (p *place) expect(t testing.TB, network string, to netip.AddrPort, want string) {
 	t.Helper()
-	got, err := p.ask(network, to)
+	c, err := p.dial(network, to)
 	if err != nil {
+		t.Errorf("%s from %s to %s: %v, want %q", network, p.name, to, err, want)
+		return
+	}
+	defer func() { _ = c.Close() }()
+	if got, err := exchange(c); err != nil {
 		t.Errorf("%s from %s to %s: %v, want %q", network, p.name, to, err, want)
 	} else if got != want {
 		t.Errorf("%s from %s to %s: %q, want %q", network, p.name, to, got, want)

@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -54,10 +52,7 @@ func TestUnusedAddress(t *testing.T) {
 	one, _ := newPod(t, n, "one")
 	for _, p := range []*place{node, one} {
 		for _, free := range []string{"10.244.1.77", "fd00:244:0:1::77"} {
-			err := inNamespace(p.ns, func() error { // longer than askTimeout: TCP heeds only the answer to its second packet
-				_, err := net.DialTimeout("tcp", netip.AddrPortFrom(addr(free), 80).String(), 3*time.Second)
-				return err
-			})
+			_, err := p.dialFor("tcp", netip.AddrPortFrom(addr(free), 80), patience) // TCP heeds only the answer to its second packet
 			if err == nil || strings.Contains(err.Error(), "timeout") {
 				t.Errorf("%s to the unused address %s: %v, want no route", p.name, free, err)
 			}

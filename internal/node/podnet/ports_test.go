@@ -49,14 +49,14 @@ func TestHostPorts(t *testing.T) {
 	for _, closed := range []netip.AddrPort{
 		addrPort(dual(1).NodeAddrs[1], 8081), addrPort(addr("127.0.0.1"), 8081), addrPort(dual(2).NodeAddrs[0], 8080),
 	} {
-		if _, err := node1.ask("tcp", closed); err == nil {
+		if _, err := node1.refused("tcp", closed); err == nil {
 			t.Errorf("%s answers, but no pod has that port there", closed)
 		}
 	}
 	if err := n1.Remove(t.Context(), "web"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := outside.ask("tcp", addrPort(dual(1).NodeAddrs[0], 8080)); err == nil {
+	if _, err := outside.refused("tcp", addrPort(dual(1).NodeAddrs[0], 8080)); err == nil {
 		t.Error("the host port answers after the pod is gone")
 	}
 }
@@ -151,11 +151,11 @@ func TestLoopbackStaysClosed(t *testing.T) {
 		}
 		return withoutLocal(prefix("127.0.0.0/8"))
 	})
-	if answer, err := pod.ask("tcp", addrPort(addr("127.0.0.1"), 9999)); err == nil {
+	if answer, err := pod.refused("tcp", addrPort(addr("127.0.0.1"), 9999)); err == nil {
 		t.Errorf("a pod reached 127.0.0.1 of the node: %q", answer)
 	}
 	var refused net.Error
-	if _, err := pod.ask("tcp", addrPort(addr("127.0.0.1"), 9999)); !errors.As(err, &refused) || !refused.Timeout() {
+	if _, err := pod.refused("tcp", addrPort(addr("127.0.0.1"), 9999)); !errors.As(err, &refused) || !refused.Timeout() {
 		t.Errorf("error %v, want a timeout: the packet was to leave the pod and be dropped by the node", err)
 	}
 }

@@ -21,13 +21,17 @@ import (
 func TestRequestThatHangsHoldsUpNoOther(t *testing.T) {
 	var mu sync.Mutex
 	from := map[string]bool{} // addresses of connections
-	hang := make(chan struct{})
+	hang, hanging := make(chan struct{}), make(chan struct{}, 1)
 	api := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		from[r.RemoteAddr+" "+r.Proto] = true
 		first := len(from) == 1
 		mu.Unlock()
 		if first {
+			select {
+			case hanging <- struct{}{}:
+			default: // it was asked again
+			}
 			select {
 			case <-hang:
 			case <-r.Context().Done():
@@ -51,8 +55,12 @@ func TestRequestThatHangsHoldsUpNoOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	go func() {
+		<-hanging
+		cancel() // who asked does not wait any longer
+	}()
 	if _, err := client.CoreV1().Nodes().Get(ctx, "n", metav1.GetOptions{}); err == nil {
 		t.Fatal("answered, though it was to hang")
 	}
