@@ -49,12 +49,20 @@ type world struct {
 }
 
 func newWorld(t *testing.T, pods ...*corev1.Pod) *world {
+	t.Helper()
+	return newWorldOf(t, func(*apitest.Server) {}, pods...)
+}
+
+// newWorldOf is newWorld with a server that is told how to behave before it is asked.
+func newWorldOf(t *testing.T, set func(*apitest.Server), pods ...*corev1.Pod) *world {
+	t.Helper()
 	w := &world{t: t, api: controllertest.NewAPI()}
 	w.user = w.api.Client().CoreV1().Pods("default")
 	for _, p := range pods {
 		w.create(p)
 	}
 	w.server = apitest.New(w.api)
+	set(w.server)
 	w.store = watch.New(watch.Options[*corev1.Pod]{
 		Name: "pods", Source: watch.From(w.server.Client().CoreV1().Pods("")), Fields: "spec.nodeName=n",
 		Transform: func(p *corev1.Pod) { p.Annotations = map[string]string{"seen": "yes"} },
@@ -209,8 +217,7 @@ func TestExpiredWatchIsListedAgain(t *testing.T) {
 
 func TestSlowAPIIsFollowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, pod("a", "n"))
-		w.server.Delay(5 * time.Second)
+		w := newWorldOf(t, func(s *apitest.Server) { s.Delay(5 * time.Second) }, pod("a", "n"))
 		<-w.store.Synced()
 		w.create(pod("b", "n"))
 		w.wants(20*time.Second, "+a +b", "a b")
@@ -219,8 +226,9 @@ func TestSlowAPIIsFollowed(t *testing.T) {
 
 func TestListThatHangsIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.server.Hang(func(r *http.Request) bool { return !r.URL.Query().Has("watch") })
+		w := newWorldOf(t, func(s *apitest.Server) {
+			s.Hang(func(r *http.Request) bool { return !r.URL.Query().Has("watch") })
+		})
 		<-time.After(10 * time.Second)
 		w.server.Hang(nil)
 		w.create(pod("a", "n"))
