@@ -27,8 +27,6 @@ type flow struct {
 
 func (f *flow) answered() bool { return f.status&statusSeenReply != 0 }
 
-func (f *flow) kind() kind { return kind{v6: f.dst.Addr().Is6(), protocol: f.protocol} }
-
 // From the kernel's nfnetlink_conntrack.h and nf_conntrack_common.h.
 const (
 	ctNew    = 0

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"testing"
@@ -62,9 +63,7 @@ func (n *node) rule(services ...string) *world {
 			}
 		}
 	}
-	for key, endpoint := range n.extra {
-		to[key] = endpoint
-	}
+	maps.Copy(to, n.extra)
 	n.lead(n.t, to)
 	return w
 }

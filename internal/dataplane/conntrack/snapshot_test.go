@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 
 	"github.com/endpointd/endpointd/internal/model"
 )
@@ -27,7 +26,7 @@ func dnsOf(in model.Input, i int, protocol corev1.Protocol, endpoints ...string)
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name + "-a", Labels: map[string]string{discoveryv1.LabelServiceName: name}},
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To(""), Protocol: ptr.To(protocol), Port: ptr.To[int32](8053)}},
+		Ports:       []discoveryv1.EndpointPort{{Name: new(""), Protocol: new(protocol), Port: new(int32(8053))}},
 	}
 	for _, e := range endpoints {
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{e}})

@@ -218,8 +218,7 @@ func (s *Server) listen(ctx context.Context, p place) (*listener, error) {
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, network, p.addr.String())
 	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) {
+		if op, ok := errors.AsType[*net.OpError](err); ok {
 			err = op.Err // the address is named already
 		}
 		return nil, err

@@ -20,7 +20,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 
 	"github.com/endpointd/endpointd/internal/model"
 	"github.com/endpointd/endpointd/internal/testkit"
@@ -99,11 +98,11 @@ func (w *world) set(name string, port int32, here, there int) {
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "shop", Name: name + "-a", Labels: map[string]string{discoveryv1.LabelServiceName: name}},
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To(""), Protocol: ptr.To(corev1.ProtocolTCP), Port: ptr.To[int32](8080)}},
+		Ports:       []discoveryv1.EndpointPort{{Name: new(""), Protocol: new(corev1.ProtocolTCP), Port: new(int32(8080))}},
 	}
 	for i := range here + there {
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Addresses: []string{fmt.Sprintf("10.1.0.%d", i+1)}, NodeName: ptr.To(map[bool]string{true: "here", false: "there"}[i < here]),
+			Addresses: []string{fmt.Sprintf("10.1.0.%d", i+1)}, NodeName: new(map[bool]string{true: "here", false: "there"}[i < here]),
 		})
 	}
 	w.input = w.input.WithSlice(slice)

@@ -96,7 +96,7 @@ func (p places) legacy(f *facts) error {
 			failed = append(failed, fmt.Errorf("look for iptables-legacy: %w", err))
 			continue
 		}
-		for _, table := range strings.Fields(string(content)) {
+		for table := range strings.FieldsSeq(string(content)) {
 			if table != "nat" {
 				continue
 			}
