@@ -3,6 +3,7 @@ package process_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,7 +50,7 @@ func TestAgentCrash(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = agent.Wait() // it was killed
-		r := newRuntime(t, process.Options{Dir: dir})
+		r := newRuntime(t, process.Options{Dir: dir, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 		pods, err := r.Pods(t.Context())
 		if err != nil {
 			t.Fatal(err)

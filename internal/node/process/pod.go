@@ -226,17 +226,13 @@ func findShim(dir string, bundle *shim.Bundle) (*process, error) {
 		return nil, err
 	}
 	defer lock.Close() //nolint:errcheck // also lets go of the lock
-	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		awaitRest(lock.Name(), bundle)
-		return nil, nil // nobody lives here
-	}
-	if !errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, err
-	}
-	pid, err := holder(lock.Name())
+	pid, err := holder(lock)
 	if err != nil {
 		return nil, err
+	}
+	if pid == 0 {
+		awaitRest(lock.Name(), bundle)
+		return nil, nil // nobody lives here
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -254,12 +250,24 @@ func findShim(dir string, bundle *shim.Bundle) (*process, error) {
 	return p, nil
 }
 
-// holder reads the PID that the shim writes first of all. An agent that died while it started the pod may be followed so soon
-// that it is not there yet.
-func holder(lock string) (int, error) {
-	const pause, tries = 10 * time.Millisecond, 100
-	for try := 1; ; try++ {
-		data, err := os.ReadFile(lock)
+// How long a shim may take from its clone until it writes its PID, which it does first of all: a machine that is busy needs seconds.
+const (
+	namePause    = 10 * time.Millisecond
+	namePatience = 10 * time.Second
+)
+
+// holder gives the PID of who holds the lock, 0 = nobody. An agent that died while it started the pod may be followed so soon that the
+// PID is not there yet, or never will be.
+func holder(lock *os.File) (int, error) {
+	for waited := time.Duration(0); ; waited += namePause {
+		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return 0, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return 0, err
+		}
+		data, err := os.ReadFile(lock.Name())
 		if err != nil {
 			return 0, err
 		}
@@ -267,10 +275,10 @@ func holder(lock string) (int, error) {
 		if err == nil {
 			return pid, nil
 		}
-		if try == tries {
-			return 0, fmt.Errorf("%s is locked and does not say by whom: %w", lock, err)
+		if waited >= namePatience {
+			return 0, fmt.Errorf("%s is locked and does not say by whom: %w", lock.Name(), err)
 		}
-		<-time.After(pause)
+		<-time.After(namePause)
 	}
 }
 
