@@ -136,7 +136,7 @@ func parse(args []string) (*options, error) {
 		*services, o.starts, o.samples, o.peerSamples, o.settle = "3,6", 1, 20, 20, time.Second
 		o.rounds, o.replacements = 1, 1
 		o.probed, o.pods, o.fleets, o.kills, o.silences = 100, 18, 1, 8, 1
-		*shapes = "6x2,5x10"
+		*shapes = "4x2,5x10"
 		o.traffic, o.slowFlips, o.fastFlips, o.colds, o.readies = 200*time.Millisecond, 1, 5, 1, 2
 	}
 	o.run = strings.Split(*run, ",")
@@ -148,7 +148,11 @@ func parse(args []string) (*options, error) {
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
 	}
-	if err := o.checkTraffic(*services, *shapes, slices.ContainsFunc(controllerParts(), o.wants)); err != nil {
+	sizes := *services
+	if *short {
+		sizes = "4"
+	}
+	if err := o.checkTraffic(*services, sizes, *shapes, slices.ContainsFunc(controllerParts(), o.wants)); err != nil {
 		return nil, err
 	}
 	if o.rounds < 1 || o.replacements < 1 || o.samples < 2 || o.peerSamples < 2 || o.starts < 1 {

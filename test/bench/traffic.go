@@ -64,14 +64,15 @@ func (o *options) trafficFlags(flags *flag.FlagSet) *string {
 	return flags.String("shapes", "1000x2,500x50", "Services `x` endpoints each, in the part coldstart")
 }
 
-func (o *options) checkTraffic(sizes, shapes string, controllers bool) error {
+// checkTraffic takes the numbers of Services for the controllers' parts and for ours.
+func (o *options) checkTraffic(services, sizes, shapes string, controllers bool) error {
 	most := 5000 // with ten pods each
 	if !controllers {
 		most = 30_000
 	}
 	var err error
-	if o.services, err = growing(cmp.Or(sizes, "100,1000"), most); err != nil {
-		return fmt.Errorf("-services %s: %w", sizes, err)
+	if o.services, err = growing(cmp.Or(services, "100,1000"), most); err != nil {
+		return fmt.Errorf("-services %s: %w", services, err)
 	}
 	if o.sizes, err = growing(cmp.Or(sizes, "1,1000"), 30_000); err != nil {
 		return fmt.Errorf("-services %s: %w", sizes, err)

@@ -24,16 +24,17 @@ type coldRun struct {
 // coldStart has each proxy start on a node where nothing is yet.
 func (b *bench) coldStart(ctx context.Context, s shape) error {
 	title := fmt.Sprintf("proxy started → the last Service works, %s Services × endpoints", s)
-	return b.colds1(ctx, title, b.colds, true)
+	return b.coldRuns(ctx, title, s, b.colds)
 }
 
 // footprint looks at the same, for the memory alone.
 func (b *bench) footprint(ctx context.Context) error {
 	title := fmt.Sprintf("a proxy's memory at rest, %d Services", b.fill.made.services)
-	return b.colds1(ctx, title, 1, false)
+	return b.coldRuns(ctx, title, shape{}, 1)
 }
 
-func (b *bench) colds1(ctx context.Context, title string, rounds int, times bool) error {
+// coldRuns has them take turns. Without a shape it is about memory alone.
+func (b *bench) coldRuns(ctx context.Context, title string, s shape, rounds int) error {
 	runs := map[string][]*coldRun{}
 	for range rounds {
 		for _, name := range b.proxies() {
@@ -45,7 +46,7 @@ func (b *bench) colds1(ctx context.Context, title string, rounds int, times bool
 			b.say("%s: %s: %s s, %s MB", title, name, number(run.took.Seconds()), number(megabytes(run.settled.now)[0]))
 		}
 	}
-	b.report.Sections = append(b.report.Sections, coldSection(title, b.proxies(), runs, times))
+	b.report.Sections = append(b.report.Sections, coldSection(title, b.proxies(), runs, s))
 	return nil
 }
 
@@ -153,7 +154,15 @@ func highWater(pid int) int64 {
 	return 0
 }
 
-func coldSection(title string, columns []string, runs map[string][]*coldRun, times bool) Section {
+// coldTarget is of the design, §4.
+type coldTarget struct {
+	shape
+	seconds float64
+}
+
+func coldTargets() []coldTarget { return []coldTarget{{shape{10_000, 2}, 1}, {shape{5000, 50}, 10}} }
+
+func coldSection(title string, columns []string, runs map[string][]*coldRun, load shape) Section {
 	s := Section{Title: title, Columns: columns}
 	add := func(name, unit string, of func(*coldRun) float64) *Row {
 		row := Row{Name: name, Unit: unit, Values: map[string]Value{}}
@@ -174,13 +183,21 @@ func coldSection(title string, columns []string, runs map[string][]*coldRun, tim
 	mb := func(of func(*coldRun) int64) func(*coldRun) float64 {
 		return func(r *coldRun) float64 { return float64(of(r)) / 1e6 }
 	}
-	if times {
-		add("exec → the last Service works", "s", func(r *coldRun) float64 { return r.took.Seconds() })
+	if load != (shape{}) {
+		row := add("exec → the last Service works", "s", func(r *coldRun) float64 { return r.took.Seconds() })
+		for _, target := range coldTargets() {
+			if target.shape == load {
+				row.oursAtMost(target.seconds)
+			}
+		}
 		add("CPU until it was idle, with its children", "s", func(r *coldRun) float64 { return r.cpu.Seconds() })
 		add("resident memory, peak", "MB", mb(func(r *coldRun) int64 { return r.peak }))
 		add("the same of a child, peak", "MB", mb(func(r *coldRun) int64 { return r.children })).Ahead = Ahead{}
 	}
-	add("resident memory, settled", "MB", mb(func(r *coldRun) int64 { return r.settled.now }))
+	row := add("resident memory, settled", "MB", mb(func(r *coldRun) int64 { return r.settled.now }))
+	if load == (shape{}) {
+		row.oursAtMost(60)
+	}
 	add("of it not pages of files", "MB", mb(func(r *coldRun) int64 { return r.settled.anonymous }))
 	return s
 }

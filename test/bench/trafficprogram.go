@@ -233,11 +233,7 @@ func programSection(title string, columns []string, runs map[string][]*programRu
 	}
 	atMost := func(r *Row, limit float64) {
 		r.under(kubeProxyName)
-		for _, column := range []string{ebpfName, nftablesName} {
-			if v, ok := r.Values[column]; ok {
-				r.Targets = append(r.Targets, Target{fmt.Sprintf("%s ≤ %s ms", column, number(limit)), column, v.Value <= limit})
-			}
-		}
+		r.oursAtMost(limit)
 	}
 	sent := func(r *programRun) []float64 {
 		return r.each(func(t flipTimes) time.Duration { return t.reached - t.sent })

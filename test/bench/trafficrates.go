@@ -218,7 +218,7 @@ func rateRows(columns []string, runs rateRuns, base func(string) string) []Row {
 	})
 	ratio.times(kubeProxyName)
 	if v, ok := ratio.Values[ebpfName]; ok {
-		ratio.Targets = append(ratio.Targets, Target{"eBPF ≥ 0.98", ebpfName, v.Value >= 0.98})
+		ratio.Targets = append(ratio.Targets, Target{ebpfName + " ≥ 0.98 ×", ebpfName, v.Value >= 0.98})
 	}
 	add("p50", "ms", figure(func(r *loadResult) float64 { return r.P50 / 1000 }))
 	add("p99", "ms", figure(func(r *loadResult) float64 { return r.P99 / 1000 }))
@@ -270,6 +270,15 @@ func (r *Row) times(peer string) {
 func (r *Row) under(peer string) {
 	if o := r.Values[oursColumn(r.Values)]; o.Value > 0 {
 		r.Ahead = Ahead{Ours: r.Values[peer].Value / o.Value}
+	}
+}
+
+// oursAtMost holds both of our data planes to a target.
+func (r *Row) oursAtMost(limit float64) {
+	for _, column := range []string{ebpfName, nftablesName} {
+		if v, ok := r.Values[column]; ok {
+			r.Targets = append(r.Targets, Target{fmt.Sprintf("%s ≤ %s %s", column, number(limit), r.Unit), column, v.Value <= limit})
+		}
 	}
 }
 
