@@ -31,13 +31,14 @@ type Proxier struct {
 	log     *slog.Logger
 	socket  *socket
 	watch   *watch
-	shape   *shape // of the table in force, or of the next
-	full    shape
-	small   shape // for kernels without the expression socket
+	// full is the shape's outline, small is that for kernels without the expression socket, nil until it is needed; shape is the one in force.
+	full, small, shape *shape
 
-	name tableName // of the table in force; "" if there is none, or if that's not known
-	have *state    // what the kernel has; nil if that's not known
-	last *model.Snapshot
+	name tableName       // of the table in force; "" if there is none, or if that's not known
+	have *state          // what the kernel has; nil if that's not known
+	last *model.Snapshot // after which have is; nil if have was read
+	// synced is that of the last Sync that succeeded.
+	synced *model.Snapshot
 }
 
 // New opens nftables of the network namespace of the calling thread. It changes nothing there.
@@ -45,8 +46,8 @@ func New(o Options) (*Proxier, error) {
 	if o.Table == "" {
 		o.Table = DefaultTable
 	}
-	p := &Proxier{options: o, log: o.Logger, full: staticShape(true), small: staticShape(false)}
-	p.shape = &p.full
+	p := &Proxier{options: o, log: o.Logger, full: staticShape(true).outline()}
+	p.shape = p.full
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -77,6 +78,9 @@ func (p *Proxier) Close() error { return errors.Join(p.socket.close(), p.watch.c
 // Sync makes the kernel do what s says; see [dataplane.Proxier].
 func (p *Proxier) Sync(ctx context.Context, s *model.Snapshot) error {
 	_, err := p.sync(ctx, s)
+	if err == nil {
+		p.synced = s
+	}
 	return err
 }
 
@@ -97,12 +101,10 @@ func (p *Proxier) sync(ctx context.Context, s *model.Snapshot) (wrote bool, err 
 		return p.update(s)
 	}
 	old := p.name
-	p.shape = &p.full
-	err = p.build(s, old)
+	err = p.build(s, old, true)
 	if lacksSocket(err) {
 		p.log.Info("this kernel is built without nftables' socket expression; some resets by invalid packets cannot be prevented", "component", "nftables")
-		p.shape = &p.small
-		err = p.build(s, old)
+		err = p.build(s, old, false)
 	}
 	return true, err
 }
@@ -130,7 +132,9 @@ func (p *Proxier) find() error {
 			return p.removeOther(name)
 		default:
 			p.log.Info("an nftables table is replaced", "component", "nftables", "table", string(name), "why", o.damage)
-			if p.name == "" {
+			if hooked, err := p.hooked(name); err != nil {
+				return err
+			} else if hooked {
 				p.name = name
 			}
 		}
@@ -140,11 +144,14 @@ func (p *Proxier) find() error {
 
 // removeOther deletes what a run that ended while it built a table has left.
 func (p *Proxier) removeOther(t tableName) error {
-	exists, _, err := p.checkTable(p.otherName(t))
-	if err != nil || !exists {
+	other := p.otherName(t)
+	switch err := p.askTable(other, func([]byte) {}); {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case err != nil:
 		return err
 	}
-	return p.commit(p.otherName(t), p.otherName(t).removeTable())
+	return p.commit(other, other.removeTable())
 }
 
 // update changes what differs in a table that is in force.
@@ -180,7 +187,8 @@ func lacksSocket(err error) bool {
 }
 
 // build makes a table under the name that is not in force, and puts it in force in one step when it has everything.
-func (p *Proxier) build(s *model.Snapshot, old tableName) error {
+func (p *Proxier) build(s *model.Snapshot, old tableName, withSocket bool) error {
+	shape := staticShape(withSocket)
 	name := tableName(p.options.Table)
 	if old != "" {
 		name = p.otherName(old)
@@ -189,19 +197,19 @@ func (p *Proxier) build(s *model.Snapshot, old tableName) error {
 	c := plan(have, nil, s)
 	w := p.writer(name)
 	w.first(name.removeTable()...)
-	w.first(name.newTable(p.shape.version))
+	w.first(name.newTable(shape.version))
 	for set := range setCount {
 		w.first(name.newSet(set))
 	}
 	var hooks []order
-	for _, chain := range p.shape.chains {
+	for _, chain := range shape.chains {
 		if chain.hook == nil {
 			w.first(name.newChain(chain))
 		} else {
 			hooks = append(hooks, name.newChain(chain))
 		}
 	}
-	for _, chain := range p.shape.chains {
+	for _, chain := range shape.chains {
 		if chain.hook == nil {
 			w.first(name.newRules(chain)...)
 		} else {
@@ -209,13 +217,11 @@ func (p *Proxier) build(s *model.Snapshot, old tableName) error {
 		}
 	}
 	w.flush() // the chains, before what leads to them
-	for _, v := range p.shape.verdicts {
+	for _, v := range shape.verdicts {
 		w.replace(element{set: v.set, key: native32(v.class), leads: true, code: v.code, chain: v.chain}, false, true)
 	}
 	c.write(name, w)
-	if old != "" {
-		hooks = append(hooks, old.removeTable()...)
-	}
+	hooks = append(hooks, p.otherName(name).removeTable()...)
 	w.flush()
 	w.max = maxBatch // what puts it in force is one batch
 	w.first(hooks...)
@@ -225,7 +231,7 @@ func (p *Proxier) build(s *model.Snapshot, old tableName) error {
 		return p.explain(s, w.err)
 	}
 	have.apply(c)
-	p.name, p.have, p.last = name, have, s
+	p.name, p.have, p.last, p.shape = name, have, s, shape.outline()
 	return nil
 }
 
@@ -248,7 +254,8 @@ func (p *Proxier) commit(t tableName, orders []order) error {
 
 // Verify compares the kernel with the Snapshot of the last Sync; see [dataplane.Proxier].
 func (p *Proxier) Verify(ctx context.Context) (repaired bool, err error) {
-	if p.last == nil {
+	s := p.synced
+	if s == nil {
 		return false, nil
 	}
 	generation, err := p.generation()
@@ -260,7 +267,6 @@ func (p *Proxier) Verify(ctx context.Context) (repaired bool, err error) {
 	if generation == p.watch.heard && !p.watch.touched {
 		return false, nil // it was about others' tables, or our own doing
 	}
-	s := p.last
 	if err := p.find(); err != nil {
 		return false, err
 	}

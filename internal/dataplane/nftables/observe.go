@@ -102,31 +102,71 @@ func (p *Proxier) observeOnce(t tableName) (observation, error) {
 // checkTable looks for a table of our shape.
 func (p *Proxier) checkTable(t tableName) (exists bool, damage string, err error) {
 	damage = "it is of another version"
-	err = p.socket.ask(unix.NFT_MSG_GETTABLE, 0, attrString(nil, unix.NFTA_TABLE_NAME, string(t)), func(_ uint16, body []byte) error {
+	dormant := false
+	err = p.askTable(t, func(body []byte) {
 		exists = true
-		dormant := false
 		for kind, value := range attrs(body) {
-			switch kind {
-			case tableUserdata:
-				for _, s := range []*shape{&p.full, &p.small} {
-					if len(value) > 2 && text(value[2:]) == commentOf(s.version) {
-						damage, p.shape = "", s
-					}
-				}
-			case unix.NFTA_TABLE_FLAGS:
+			switch {
+			case kind == tableUserdata && len(value) > 2 && p.knows(text(value[2:])):
+				damage = ""
+			case kind == unix.NFTA_TABLE_FLAGS:
 				flags, _ := number(value, 4)
 				dormant = flags != 0
 			}
 		}
-		if dormant && damage == "" {
-			damage = "somebody has set flags of it"
-		}
-		return nil
 	})
+	if dormant && damage == "" {
+		damage = "somebody has set flags of it"
+	}
 	if errors.Is(err, unix.ENOENT) {
 		return false, "", nil
 	}
 	return exists, damage, err
+}
+
+// askTable reads a table's own attributes; there's none if it is ENOENT.
+func (p *Proxier) askTable(t tableName, each func(body []byte)) error {
+	return p.socket.ask(unix.NFT_MSG_GETTABLE, 0, attrString(nil, unix.NFTA_TABLE_NAME, string(t)), func(_ uint16, body []byte) error {
+		each(body)
+		return nil
+	})
+}
+
+// askChains reads the chains of a table.
+func (p *Proxier) askChains(t tableName, each func(foundChain)) error {
+	return p.socket.ask(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, nil, func(_ uint16, body []byte) error {
+		if c := chainFrom(body); c.table == string(t) {
+			each(c)
+		}
+		return nil
+	})
+}
+
+// hooked says that packets come into a table: it is in force, right or wrong.
+func (p *Proxier) hooked(t tableName) (yes bool, err error) {
+	for range maxReads {
+		err = p.askChains(t, func(c foundChain) { yes = yes || c.hook.kind != "" })
+		if !errors.Is(err, errInterrupted) {
+			break
+		}
+	}
+	return yes, err
+}
+
+// knows says whether a table's comment is that of a shape that we make, and takes that shape for the one in force.
+func (p *Proxier) knows(comment string) bool {
+	if comment == commentOf(p.full.version) {
+		p.shape = p.full
+		return true
+	}
+	if p.small == nil {
+		p.small = staticShape(false).outline()
+	}
+	if comment == commentOf(p.small.version) {
+		p.shape = p.small
+		return true
+	}
+	return false
 }
 
 // checkChains compares chains and rules. The kernel numbers rules as they are made, and the static ones are made together: so one that is gone, new
@@ -148,11 +188,7 @@ func (p *Proxier) checkChains(t tableName, timeouts map[uint32]int) (damage stri
 		}
 	}
 	found := 0
-	err = p.socket.ask(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, nil, func(_ uint16, body []byte) error {
-		c := chainFrom(body)
-		if c.table != string(t) {
-			return nil
-		}
+	err = p.askChains(t, func(c foundChain) {
 		found++
 		switch w := want[c.name]; {
 		case w == nil && !extra[c.name]:
@@ -160,7 +196,6 @@ func (p *Proxier) checkChains(t tableName, timeouts map[uint32]int) (damage stri
 		case w != nil && w.hook != nil && (c.hook != *w.hook || c.policy != verdictAccept):
 			damage = "somebody changed chain " + c.name
 		}
-		return nil
 	})
 	if err == nil && damage == "" && found != len(want)+len(extra) {
 		damage = "somebody deleted a chain"

@@ -87,6 +87,14 @@ func staticShape(withSocket bool) shape {
 	return s
 }
 
+// outline is the shape without what its rules say, which is no longer needed when the kernel has them.
+func (s shape) outline() *shape {
+	for i := range s.chains {
+		s.chains[i].rules = make([]rule, len(s.chains[i].rules))
+	}
+	return &s
+}
+
 // socketChain is for what conntrack takes for invalid and is sent to this node, but to nobody here: a packet of an endpoint to a connection that was masqueraded.
 // Were it let pass, this node would reset the connection.
 const socketChain = "judge-input"

@@ -1,18 +1,17 @@
-package nftables_test
+package nftables
 
 import (
 	"testing"
 
 	"github.com/endpointd/endpointd/internal/dataplane"
 	"github.com/endpointd/endpointd/internal/dataplane/dptest"
-	"github.com/endpointd/endpointd/internal/dataplane/nftables"
 )
 
 func TestMain(m *testing.M) { dptest.Main(m, false) }
 
 func TestSuite(t *testing.T) {
 	dptest.Run(t, dptest.Options{New: func(*dptest.World) ([]dataplane.Proxier, error) {
-		p, err := nftables.New(nftables.Options{})
+		p, err := New(Options{})
 		return []dataplane.Proxier{p}, err
 	}})
 }

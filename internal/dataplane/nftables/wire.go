@@ -138,6 +138,9 @@ type complaint struct {
 	text    string // its words, often none
 }
 
+// maxComplaints of one batch are kept.
+const maxComplaints = 100
+
 // errNoAnswer is returned when the kernel didn't say what has become of a batch.
 var errNoAnswer = errors.New("the kernel did not acknowledge the batch")
 
@@ -159,13 +162,15 @@ func (s *socket) commit(batch []byte, last uint32) ([]complaint, error) {
 				return nil, errNoAnswer
 			}
 			return complaints, nil
+		case errors.Is(err, unix.ENOBUFS):
+			continue // more complaints than fit; the first ones do
 		case err != nil:
 			return nil, fmt.Errorf("read the kernel's answer: %w", err)
 		}
 		for m := range messages(s.buffer[:n]) {
 			if c, ok := complaintOf(m); ok && c.err == 0 {
 				done = done || c.message == last
-			} else if ok {
+			} else if ok && len(complaints) < maxComplaints {
 				complaints = append(complaints, c)
 			}
 		}
