@@ -164,8 +164,10 @@ func Debug(ctx context.Context, o DebugOptions, w io.Writer) error {
 func agentFolder(dataDir, node string) (string, error) {
 	if node != "" {
 		folder := sandbox.NodeDir(dataDir, node)
-		if !exists(folder) {
-			return "", fmt.Errorf("data folder %s: there is no node %q: use one of %s", dataDir, node, strings.Join(sandboxNodes(dataDir), ", "))
+		if nodes := sandboxNodes(dataDir); len(nodes) == 0 {
+			return "", fmt.Errorf("data folder %s: there is no node %q: no node of endpointd up ran here", dataDir, node)
+		} else if !slices.Contains(nodes, node) {
+			return "", fmt.Errorf("data folder %s: there is no node %q: use one of %s", dataDir, node, strings.Join(nodes, ", "))
 		}
 		return folder, nil
 	}
