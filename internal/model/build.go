@@ -41,7 +41,6 @@ type building struct {
 	was     *Network
 
 	touched map[string]struct{} // keys of the Services to resolve
-	fresh   bool                // nothing of old is good but for comparison
 	changes []serviceChange
 }
 

@@ -109,7 +109,8 @@ func (c *checking) pool(p *model.Pool) {
 	ready := filter(all, func(e *model.Endpoint) bool { return e.Ready })
 	stopping := filter(all, func(e *model.Endpoint) bool { return e.Serving && e.Terminating && !e.Ready })
 	local := func(e *model.Endpoint) bool { return e.Local }
-	want, verdict := ready, model.Reject
+	var want []*model.Endpoint
+	verdict := model.Reject
 	if p.Local {
 		want = filter(ready, local)
 		if len(want) == 0 {

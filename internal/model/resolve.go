@@ -255,7 +255,7 @@ func (r *resolving) keep() {
 		for len(old) > 0 && old[0] != e && compareEndpoints(old[0], e) < 0 {
 			old = old[1:]
 		}
-		if len(old) > 0 && *old[0] == *e {
+		if len(old) > 0 && old[0] != e && *old[0] == *e {
 			r.endpoints[i] = old[0]
 		}
 	}

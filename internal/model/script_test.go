@@ -1,18 +1,16 @@
 package model_test
 
 import (
-	"bytes"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/txtar"
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/endpointd/endpointd/internal/model"
+	"github.com/endpointd/endpointd/internal/model/modeltest"
 	"github.com/endpointd/endpointd/internal/testkit"
 )
 
@@ -57,12 +55,16 @@ func (s *script) step(step *txtar.File) {
 	switch step.Name {
 	case "network":
 		var network model.Network
-		s.read(step.Data, &network)
+		if err := yaml.UnmarshalStrict(step.Data, &network); err != nil {
+			s.t.Fatalf("%v in:\n%s", err, step.Data)
+		}
 		s.in = s.in.WithNetwork(network)
 	case "apply":
-		for doc := range bytes.SplitSeq(step.Data, []byte("\n---\n")) {
-			s.apply(doc)
+		in, err := modeltest.Apply(s.in, string(step.Data))
+		if err != nil {
+			s.t.Fatal(err)
 		}
+		s.in = in
 	case "delete":
 		for _, f := range fields(step.Data, 2) {
 			namespace, name, _ := strings.Cut(f[1], "/")
@@ -96,33 +98,6 @@ func fields(data []byte, n int) [][]string {
 		}
 	}
 	return all
-}
-
-func (s *script) read(doc []byte, into any) {
-	s.t.Helper()
-	if err := yaml.UnmarshalStrict(doc, into); err != nil {
-		s.t.Fatalf("%v in:\n%s", err, doc)
-	}
-}
-
-func (s *script) apply(doc []byte) {
-	s.t.Helper()
-	var kind struct{ Kind string }
-	if err := yaml.Unmarshal(doc, &kind); err != nil {
-		s.t.Fatalf("%v in:\n%s", err, doc)
-	}
-	switch kind.Kind {
-	case "Service":
-		var object corev1.Service
-		s.read(doc, &object)
-		s.in = s.in.WithService(&object)
-	case "EndpointSlice":
-		var object discoveryv1.EndpointSlice
-		s.read(doc, &object)
-		s.in = s.in.WithSlice(&object)
-	default:
-		s.t.Fatalf("no kind that is known in:\n%s", doc)
-	}
 }
 
 // build returns the text of the Snapshot, which must be that of one from nothing.

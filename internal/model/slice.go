@@ -122,7 +122,7 @@ func (s *slice) readPort(from *discoveryv1.EndpointPort, in *interner) slicePort
 func (s *slice) readEndpoints(from *discoveryv1.EndpointSlice, in *interner) ([]Origin, []Endpoint) {
 	origins := make([]Origin, 0, len(from.Endpoints))
 	found := make([]Endpoint, 0, len(from.Endpoints))
-	name := in.intern(from.Name)
+	name := from.Name
 	var bad int
 	var first error
 	for i := range from.Endpoints {
