@@ -15,6 +15,12 @@
 //	kills     kill -9 of containers and of whole pods, and DELETE: → left the slice, → back in it
 //	silent    SIGSTOP of an agent: → its endpoints left, → replaced
 //
+//	traffic      requests a second and how long they take, through a Service and directly, at some numbers of Services
+//	programming  a slice written → the first new connection reaches the new endpoint, and the kernel's part of it
+//	coldstart    a proxy started → the last Service works; memory and CPU
+//	footprint    a proxy's memory at rest
+//	ready        endpointd up with two nodes: a pod seen Ready → the first connection, on its node and on the other
+//
 // How: a real `endpointd server` (embedded etcd, fsync on) without its own endpoints controllers, and the contenders one
 // after the other as child processes of this program, so that CPU time and memory are told apart by the kernel. They get
 // the same client (protobuf, TLS, client certificate, no compression), the same informers without managedFields, and take over each
@@ -33,12 +39,23 @@
 // in them. CPU is the process's CPU clock. A figure is the median over the runs, p99 is that of all samples together, and
 // the spread over the runs says how noisy the machine was.
 //
-// The last five need what endpointd up needs. Processes are found below the agents in /proc; times are from just before the signal is
+// The five after these need what endpointd up needs. Processes are found below the agents in /proc; times are from just before the signal is
 // sent until the event is there on this program's watches. Upstream has no part in them: what peers publish of themselves is printed
 // below the table, each with where.
 //
-// Invariants: loads are bounded and end by themselves; children die with this program; everything is on loopback and in
-// one temporary folder.
+// Then come the traffic parts. They need root, for eBPF, and a kube-proxy 1.37 (-kube-proxy), nft, and HAProxy for their columns; what is missing is
+// noted. Every contender has a node of its own, which is a network namespace with a client and a server as pods behind it, and a cgroup for the client;
+// the API server is in another namespace. All contenders of a size are there together and take turns, the proxies of the others stopped. The other
+// Services have two endpoints each, and all of them work, for the server's pod has all their addresses. For each rate the pods are new and
+// conntrack is empty, so no TIME_WAIT is left from before; what that would do is looked for where one client takes both ways in turn.
+//
+// The load is our own: one thread on epoll for the client and one for the server, as wrk would do it, which leaves the two cores to the
+// kernel; and it can alternate, tells failed from slow, and needs nothing installed. So rates are bounded by the CPU of both together, and a
+// ratio says what a way costs. A new connection is seen by dialling each 0.4 ms, which is how late a figure of programming and ready may
+// be. The kernel's part is the time that the system call with the batch takes, seen by a program at raw tracepoints.
+//
+// Invariants: loads are bounded and end by themselves; children die with this program; everything is on loopback or in
+// network namespaces of its own, and in one temporary folder.
 //
 // It refuses to go on when a contender does not bring the slices to what they should be: a wrong answer has no speed.
 //

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -213,5 +214,5 @@ func (p *lookout) until(ctx context.Context, longest time.Duration, from int, fi
 func (p *lookout) sights() []sight {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.seen[:len(p.seen):len(p.seen)]
+	return slices.Clip(p.seen)
 }
