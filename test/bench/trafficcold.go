@@ -130,7 +130,7 @@ func childrenOfThreads(pid int) []int {
 		if err != nil {
 			continue
 		}
-		for _, word := range strings.FieldsSeq(string(text)) {
+		for word := range strings.FieldsSeq(string(text)) {
 			if child, err := strconv.Atoi(word); err == nil {
 				pids = append(pids, child)
 			}
