@@ -17,20 +17,30 @@ type hook struct {
 	name    string
 	attach  ebpf.AttachType
 	program *ebpf.Program
+	id      ebpf.ProgramID
 }
 
-func hooks(p *programPrograms) []hook {
-	return []hook{
-		{"getpeername4", ebpf.AttachCgroupInet4GetPeername, p.Getpeername4},
-		{"getpeername6", ebpf.AttachCgroupInet6GetPeername, p.Getpeername6},
-		{"recvmsg4", ebpf.AttachCGroupUDP4Recvmsg, p.Recvmsg4},
-		{"recvmsg6", ebpf.AttachCGroupUDP6Recvmsg, p.Recvmsg6},
-		{"connect4", ebpf.AttachCGroupInet4Connect, p.Connect4},
-		{"connect6", ebpf.AttachCGroupInet6Connect, p.Connect6},
-		{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, p.Sendmsg4},
-		{"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg, p.Sendmsg6},
-		{"sock_release", ebpf.AttachCgroupInetSockRelease, p.SockRelease},
+// hooks are what the programs are for.
+func hooks(p *programPrograms) ([]hook, error) {
+	all := []hook{
+		{name: "getpeername4", attach: ebpf.AttachCgroupInet4GetPeername, program: p.Getpeername4},
+		{name: "getpeername6", attach: ebpf.AttachCgroupInet6GetPeername, program: p.Getpeername6},
+		{name: "recvmsg4", attach: ebpf.AttachCGroupUDP4Recvmsg, program: p.Recvmsg4},
+		{name: "recvmsg6", attach: ebpf.AttachCGroupUDP6Recvmsg, program: p.Recvmsg6},
+		{name: "connect4", attach: ebpf.AttachCGroupInet4Connect, program: p.Connect4},
+		{name: "connect6", attach: ebpf.AttachCGroupInet6Connect, program: p.Connect6},
+		{name: "sendmsg4", attach: ebpf.AttachCGroupUDP4Sendmsg, program: p.Sendmsg4},
+		{name: "sendmsg6", attach: ebpf.AttachCGroupUDP6Sendmsg, program: p.Sendmsg6},
+		{name: "sock_release", attach: ebpf.AttachCgroupInetSockRelease, program: p.SockRelease},
 	}
+	for i := range all {
+		info, err := all[i].program.Info()
+		if err != nil {
+			return nil, fmt.Errorf("look at program %s: %w", all[i].name, err)
+		}
+		all[i].id, _ = info.ID() // links have it too
+	}
+	return all, nil
 }
 
 // attached are the links of the programs.
@@ -41,22 +51,14 @@ type attached struct {
 
 // ensure has every hook of every cgroup run these programs, and says whether anything was to be done. A hook is never without a program
 // in between, if it had one.
-func (a *attached) ensure(cgroups []string, programs *programPrograms) (changed bool, err error) {
+func (a *attached) ensure(cgroups []string, hooks []hook) (changed bool, err error) {
 	for _, cgroup := range cgroups {
 		id, err := cgroupID(cgroup)
 		if err != nil {
 			return changed, err
 		}
-		for _, h := range hooks(programs) {
-			info, err := h.program.Info()
-			if err != nil {
-				return changed, fmt.Errorf("look at program %s: %w", h.name, err)
-			}
-			program, ok := info.ID()
-			if !ok {
-				return changed, fmt.Errorf("look at program %s: it has no ID", h.name)
-			}
-			done, err := a.one(cgroup, id, h, program)
+		for _, h := range hooks {
+			done, err := a.one(cgroup, id, h)
 			changed = changed || done
 			if err != nil {
 				return changed, fmt.Errorf("attach %s to %s: %w", h.name, cgroup, err)
@@ -79,7 +81,7 @@ func cgroupID(path string) (uint64, error) {
 }
 
 // one ensures one hook of one cgroup.
-func (a *attached) one(cgroup string, id uint64, h hook, program ebpf.ProgramID) (changed bool, err error) {
+func (a *attached) one(cgroup string, id uint64, h hook) (changed bool, err error) {
 	name := fmt.Sprintf("%s%s-%d", linkPrefix, h.name, id)
 	path := filepath.Join(a.dir, name)
 	l := a.links[name]
@@ -97,7 +99,7 @@ func (a *attached) one(cgroup string, id uint64, h hook, program ebpf.ProgramID)
 		switch {
 		case err != nil:
 			return false, err
-		case runs == program:
+		case runs == h.id:
 			return repin(path, l)
 		case runs != 0:
 			if err := l.Update(h.program); err != nil {

@@ -47,7 +47,9 @@ type Proxier struct {
 	maps *mapSet
 
 	programs *programPrograms
+	hooks    []hook // of the programs
 	attached attached
+	inForce  bool         // the hooks run the programs, as far as is known
 	table    *slots.Table // what is in the maps; nil if that is not known
 	has      size
 	last     *model.Snapshot // of the last Sync that succeeded
@@ -84,7 +86,7 @@ func New(o Options) (*Proxier, error) {
 	if err := p.maps.open(spec, o.Pins, o.firstFrontends, o.firstSlots); err != nil {
 		return nil, unsupported("BPF maps", err)
 	}
-	if p.programs, err = load(spec, p.maps); err != nil {
+	if p.programs, p.hooks, err = load(spec, p.maps); err != nil {
 		p.maps.close()
 		return nil, unsupported("BPF programs at cgroups", err)
 	}
@@ -97,14 +99,21 @@ func New(o Options) (*Proxier, error) {
 }
 
 // load loads the programs so that they use these maps.
-func load(spec *ebpf.CollectionSpec, m *mapSet) (*programPrograms, error) {
+func load(spec *ebpf.CollectionSpec, m *mapSet) (*programPrograms, []hook, error) {
 	spec = spec.Copy()
 	replace := m.byName()
 	for name, replacement := range replace {
 		spec.Maps[name].MaxEntries = replacement.MaxEntries()
 	}
 	programs := &programPrograms{}
-	return programs, spec.LoadAndAssign(programs, &ebpf.CollectionOptions{MapReplacements: replace})
+	if err := spec.LoadAndAssign(programs, &ebpf.CollectionOptions{MapReplacements: replace}); err != nil {
+		return nil, nil, err
+	}
+	all, err := hooks(programs)
+	if err != nil {
+		return nil, nil, errors.Join(err, programs.Close())
+	}
+	return programs, all, nil
 }
 
 // Sync implements [dataplane.Proxier].
@@ -120,7 +129,7 @@ func (p *Proxier) Sync(ctx context.Context, s *model.Snapshot) error {
 	} else {
 		l, err = p.change(ctx, s)
 	}
-	if err == nil {
+	if err == nil && !p.inForce {
 		_, err = p.attach()
 	}
 	if err != nil {
@@ -198,7 +207,7 @@ func (p *Proxier) grow(ctx context.Context, table *slots.Table) error {
 		larger.close()
 		return err
 	}
-	programs, err := load(p.spec, larger)
+	programs, hooks, err := load(p.spec, larger)
 	if err != nil {
 		larger.close()
 		return err
@@ -209,7 +218,7 @@ func (p *Proxier) grow(ctx context.Context, table *slots.Table) error {
 	p.mu.Unlock()
 	old.close()
 	_ = p.programs.Close()
-	p.programs = programs
+	p.programs, p.hooks, p.inForce = programs, hooks, false
 	p.options.Logger.Debug("maps have grown", "frontends", frontends, "slots", slots)
 	return nil
 }
@@ -224,7 +233,8 @@ func countSlots(t *slots.Table) int {
 
 // attach has all hooks run the programs, and removes what was replaced.
 func (p *Proxier) attach() (changed bool, err error) {
-	changed, err = p.attached.ensure(p.options.Cgroups, p.programs)
+	changed, err = p.attached.ensure(p.options.Cgroups, p.hooks)
+	p.inForce = err == nil
 	if err != nil || !changed {
 		return changed, err
 	}

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,7 +15,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-	"sigs.k8s.io/yaml"
 
 	"github.com/endpointd/endpointd/internal/dataplane/dptest"
 	"github.com/endpointd/endpointd/internal/model"
@@ -188,12 +188,34 @@ func with[T any](t testing.TB, in model.Input, method func(model.Input, *T) mode
 	text, err := json.Marshal(o)
 	result := new(T)
 	if err == nil {
-		err = yaml.UnmarshalStrict(text, result)
+		strict := json.NewDecoder(bytes.NewReader(text))
+		strict.DisallowUnknownFields()
+		err = strict.Decode(result)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	return method(in, result)
+}
+
+// lean has a Service of IPv4 and TCP that has nothing but a ClusterIP.
+func (n *testNode) lean(number int, endpoints ...int) {
+	n.t.Helper()
+	name := "s-" + strconv.Itoa(number)
+	ip := clusterIP(false, number).String()
+	n.in = with(n.t, n.in, model.Input.WithService, object{"metadata": object{"namespace": "default", "name": name}, "spec": object{
+		"clusterIP": ip, "clusterIPs": []any{ip}, "ipFamilies": []any{"IPv4"},
+		"ports": []any{object{"protocol": "TCP", "port": servicePort}},
+	}})
+	var list []any
+	for _, e := range endpoints {
+		list = append(list, object{"addresses": []any{endpointIP(false, e).String()}})
+	}
+	n.in = with(n.t, n.in, model.Input.WithSlice, object{
+		"metadata":    object{"namespace": "default", "name": sliceName(number, false), "labels": object{"kubernetes.io/service-name": name}},
+		"addressType": "IPv4", "endpoints": list,
+		"ports": []any{object{"name": "", "protocol": "TCP", "port": targetPort}},
+	})
 }
 
 // newCgroup makes a cgroup below that of this process.
@@ -232,3 +254,5 @@ func inCgroup(t testing.TB, path string, f func()) {
 	defer enter(own)
 	f()
 }
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"syscall"
@@ -44,4 +45,21 @@ func toSockaddr(a netip.AddrPort, v6 bool) unix.Sockaddr {
 		return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 	}
 	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+}
+
+// again repeats what a signal of Go's runtime has interrupted.
+func again(f func() error) error {
+	for {
+		if err := f(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+func recvfrom(fd int, buffer []byte) (n int, from unix.Sockaddr, err error) {
+	err = again(func() (err error) {
+		n, from, err = unix.Recvfrom(fd, buffer, 0)
+		return err
+	})
+	return n, from, err
 }

@@ -41,7 +41,11 @@ func Supported(_ context.Context, o Options) error {
 		return unsupported("BPF programs at cgroups", err)
 	}
 	defer func() { _ = programs.Close() }()
-	for _, h := range hooks(programs) { // their maps are empty: everything passes
+	all, err := hooks(programs)
+	if err != nil {
+		return fmt.Errorf("ebpf: %w", err)
+	}
+	for _, h := range all { // their maps are empty: everything passes
 		l, err := link.AttachCgroup(link.CgroupOptions{Path: o.Cgroups[0], Attach: h.attach, Program: h.program})
 		if err == nil {
 			err = l.Close()

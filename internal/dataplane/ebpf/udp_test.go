@@ -35,11 +35,11 @@ func newTalker(t testing.TB, p *place, v6 bool) *talker {
 // ask sends to a frontend and returns who answers; the answer must come from where the question went.
 func (s *talker) ask(to netip.AddrPort) string {
 	s.t.Helper()
-	if err := unix.Sendto(s.fd, []byte("?"), 0, toSockaddr(to, s.v6)); err != nil {
+	if err := again(func() error { return unix.Sendto(s.fd, []byte("?"), 0, toSockaddr(to, s.v6)) }); err != nil {
 		s.t.Fatalf("send to %s: %v", to, err)
 	}
 	buffer := make([]byte, 9)
-	n, from, err := unix.Recvfrom(s.fd, buffer, 0)
+	n, from, err := recvfrom(s.fd, buffer)
 	if err != nil {
 		s.t.Fatalf("no answer from %s: %v", to, err)
 	}
@@ -166,7 +166,7 @@ func TestMappedAddresses(t *testing.T) {
 					return err
 				}
 				buffer := make([]byte, 9)
-				size, from, err := unix.Recvfrom(fd, buffer, 0)
+				size, from, err := recvfrom(fd, buffer)
 				if err != nil {
 					return err
 				}
