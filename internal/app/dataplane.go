@@ -17,6 +17,7 @@ import (
 	"github.com/endpointd/endpointd/internal/dataplane/ebpf"
 	"github.com/endpointd/endpointd/internal/dataplane/healthcheck"
 	"github.com/endpointd/endpointd/internal/dataplane/nftables"
+	"github.com/endpointd/endpointd/internal/dataplane/rivals"
 	"github.com/endpointd/endpointd/internal/model"
 )
 
@@ -181,7 +182,36 @@ func (p *plane) run(ctx context.Context) error {
 	defer cancel()
 	work.Go(func() { _ = p.tracker.Run(ctx) }) // both return nil when ctx has ended
 	work.Go(func() { _ = p.checks.Run(ctx) })
+	work.Go(func() { p.noticeRivals(ctx) })
 	return p.runner.Run(ctx)
+}
+
+// rivalsPeriod is between two looks for other programs that forward Services.
+const rivalsPeriod = time.Minute
+
+// noticeRivals names each of them once, when it is there, until ctx ends. Nothing of theirs is touched.
+func (p *plane) noticeRivals(ctx context.Context) {
+	tick := time.NewTicker(rivalsPeriod)
+	defer tick.Stop()
+	said := map[rivals.Rival]bool{}
+	for {
+		found, err := rivals.Find(ctx)
+		if err != nil && ctx.Err() == nil {
+			p.o.log.Debug("other programs that forward Services could not be looked for everywhere", "err", err)
+		}
+		now := map[rivals.Rival]bool{}
+		for _, r := range found {
+			if now[r] = true; !said[r] {
+				p.o.log.Warn("another program forwards Services on this machine, and both lead connections now", "name", r.Name, "sign", r.Sign, "fix", r.Fix)
+			}
+		}
+		said = now
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (p *plane) close() {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 
@@ -95,7 +96,12 @@ func (a *agent) namespaces() []string {
 	var paths []string
 	for _, pattern := range []string{"/run/netns/*", "/run/docker/netns/*"} { // where runtimes keep them
 		found, _ := filepath.Glob(pattern) // the pattern is right
-		paths = append(paths, found...)
+		for _, path := range found {
+			var fs unix.Statfs_t
+			if unix.Statfs(path, &fs) == nil && int64(fs.Type) == unix.NSFS_MAGIC { // not what was mounted there once
+				paths = append(paths, path)
+			}
+		}
 	}
 	return paths
 }
