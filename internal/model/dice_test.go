@@ -60,7 +60,7 @@ func (d *dice) text(words ...string) string {
 }
 
 func (d *dice) number(numbers ...int32) int32 {
-	if !d.wild || !d.one(4) {
+	if !d.wild || !d.one(8) {
 		return pick(d, numbers...)
 	}
 	return pick(d, 0, -1, 65535, 65536, 1<<31-1, -1<<31, int32(d.intN(256)))
@@ -75,7 +75,7 @@ func (d *dice) list(most int, words ...string) []string {
 }
 
 func (d *dice) protocol() corev1.Protocol {
-	return corev1.Protocol(d.text("TCP", "TCP", "UDP", "SCTP"))
+	return corev1.Protocol(d.text("TCP", "TCP", "TCP", "", "UDP", "SCTP"))
 }
 
 func (d *dice) service() *corev1.Service {
@@ -94,8 +94,8 @@ func (d *dice) service() *corev1.Service {
 	}
 	s.Spec.Type = corev1.ServiceType(d.text("ClusterIP", "ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer", "ExternalName"))
 	d.addresses(s)
-	for range d.intN(4) {
-		port := corev1.ServicePort{Name: d.text("", "http", "dns"), Protocol: d.protocol(), Port: d.number(80, 81, 53), AppProtocol: some(d, "h2c")}
+	for range 1 + d.intN(3) {
+		port := corev1.ServicePort{Name: d.text("", "", "http"), Protocol: d.protocol(), Port: d.number(80, 81, 53), AppProtocol: some(d, "h2c")}
 		if s.Spec.Type != corev1.ServiceTypeClusterIP || d.wild {
 			port.NodePort = d.number(0, 30080, 30081)
 		}
@@ -143,11 +143,11 @@ func (d *dice) slice() *discoveryv1.EndpointSlice {
 		s.Labels[corev1.IsHeadlessService] = ""
 	}
 	s.AddressType = discoveryv1.AddressType(d.text("IPv4", "IPv4", "IPv6"))
-	for range d.intN(4) {
-		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: some(d, d.text("", "http", "dns")), Protocol: some(d, d.protocol()), Port: some(d, d.number(8080, 8081, 53))})
+	for range 1 + d.intN(3) {
+		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: some(d, d.text("", "", "http")), Protocol: some(d, d.protocol()), Port: some(d, d.number(8080, 8081, 53))})
 	}
 	hinted := d.one(2)
-	for range d.intN(6) {
+	for range d.intN(7) {
 		s.Endpoints = append(s.Endpoints, d.endpoint(s.AddressType, hinted))
 	}
 	return s

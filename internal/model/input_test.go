@@ -66,9 +66,16 @@ func TestFarBehind(t *testing.T) {
 	}
 	in = in.WithoutService(model.ServiceKey{Namespace: "ns-1", Name: "service-1"}).WithSlice(aSlice(2, 0, 2, false))
 	now = model.Build(in, now)
-	late := model.Build(in, old)
-	if a, b := model.Text(now), model.Text(late); a != b {
-		t.Errorf("step by step:\n%s\nat once:\n%s", a, b)
+	late, anew := model.Build(in, old), model.Build(in, nil)
+	if a, b, c := model.Text(now), model.Text(late), model.Text(anew); a != b || a != c {
+		t.Errorf("step by step:\n%s\nat once:\n%s\nfrom nothing:\n%s", a, b, c)
+	}
+	all := 0
+	for range now.Changed(nil) {
+		all++
+	}
+	if all != now.Len() {
+		t.Errorf("%d of %d Services are there now and were not when there was nothing", all, now.Len())
 	}
 	for _, s := range []*model.Snapshot{now, late} {
 		got := map[string]bool{}
