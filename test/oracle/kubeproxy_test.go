@@ -11,8 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -97,7 +95,8 @@ type kubeProxy struct {
 	http  *http.Server
 	done  sync.WaitGroup
 	cmd   *exec.Cmd
-	log   bytes.Buffer // after the process has ended
+	ended chan struct{} // closed when the process is gone
+	log   bytes.Buffer  // of the process; to be read when it has ended
 	round uint16
 	stop  func() error // the marker's server
 }
@@ -143,12 +142,17 @@ func start(t testing.TB, w *dptest.World, a *api) (*kubeProxy, error) {
 	if err != nil {
 		return k, err
 	}
-	k.cmd = exec.Command(program(t), "--config", config, "--v=2")
+	k.cmd = exec.Command(program(t), "--config", config)
 	k.cmd.Stdout, k.cmd.Stderr = &k.log, &k.log
 	k.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // of w.Node's thread, which ends with the World
 	if err := w.Node.Do(k.cmd.Start); err != nil {
 		return k, err
 	}
+	k.ended = make(chan struct{})
+	k.done.Go(func() {
+		defer close(k.ended)
+		_ = k.cmd.Wait() // it ends when it is killed; whoever needs it before sees that it is gone
+	})
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("kube-proxy's log:\n%s", k.log.String())
@@ -178,7 +182,7 @@ func (k *kubeProxy) Sync(ctx context.Context, _ *model.Snapshot) error {
 	for i, name := range []string{"web-ipv4", "web-ipv6"} {
 		k.api.take(map[dptest.ObjectName][]byte{{Kind: "EndpointSlice", Namespace: marker.Key().Namespace, Name: name}: slices[i]})
 	}
-	limit := time.Now().Add(30 * time.Second)
+	limit := time.Now().Add(time.Minute)
 	for _, v6 := range []bool{false, true} {
 		to := netip.AddrPortFrom(marker.ClusterIP(v6), port)
 		for {
@@ -186,10 +190,16 @@ func (k *kubeProxy) Sync(ctx context.Context, _ *model.Snapshot) error {
 			if err == nil {
 				break
 			}
-			if ctx.Err() != nil || time.Now().After(limit) {
+			select {
+			case <-k.ended:
+				return errors.New("kube-proxy has ended")
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Millisecond):
+			}
+			if time.Now().After(limit) {
 				return fmt.Errorf("kube-proxy has not done round %d: %w", k.round, err)
 			}
-			runtime.Gosched()
 		}
 	}
 	return nil
@@ -200,12 +210,10 @@ func (k *kubeProxy) Verify(context.Context) (bool, error) { return false, nil }
 
 // Remove ends the process; the namespace goes with the World.
 func (k *kubeProxy) Remove(context.Context) error {
-	if err := k.cmd.Process.Kill(); err != nil {
+	if err := k.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	if err := k.cmd.Wait(); err != nil && !strings.Contains(err.Error(), "killed") {
-		return err
-	}
+	<-k.ended
 	return nil
 }
 

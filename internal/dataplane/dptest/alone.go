@@ -34,14 +34,14 @@ func restart(c *Case) {
 	c.set(sticky, "a b x y")
 	outside := map[netip.AddrPort]string{}
 	for _, v6 := range []bool{false, true} {
-		to, err := c.frontend("cluster", v6)
+		to, err := c.Frontend("cluster", v6)
 		c.must(err)
 		outside[to], err = c.home(c.Outside, model.TCP, to, 1)
 		c.must(err)
 	}
 	var conns []*Conn
 	for _, name := range []string{"b", "node", "outside"} {
-		to, err := c.frontend("lb", false)
+		to, err := c.Frontend("lb", false)
 		c.must(err)
 		conn, err := c.Place(name).Dial(model.TCP, to, c.patience)
 		c.must(err)
@@ -94,7 +94,7 @@ func socketRows() []testCase {
 			for _, client := range []*Place{c.Place("b"), c.Node} {
 				for _, v6 := range []bool{false, true} {
 					c.set(plain, "a")
-					to, err := c.frontend("cluster", v6)
+					to, err := c.Frontend("cluster", v6)
 					c.must(err)
 					conn, err := client.Dial(protocol, to, c.patience)
 					c.must(err)
@@ -124,7 +124,7 @@ func socketRows() []testCase {
 		}},
 		{"sockets: a pod that reaches its Service by way of itself sees itself, and no NAT is involved", func(c *Case) {
 			c.set(plain, "a")
-			to, err := c.frontend("cluster", false)
+			to, err := c.Frontend("cluster", false)
 			c.must(err)
 			answer, err := c.Place("a").Ask(model.TCP, to, c.patience)
 			if err != nil || answer.Seen.Addr() != c.Place("a").V4 {
@@ -144,7 +144,7 @@ func conntrackRows() []testCase {
 			for _, name := range []string{"c", "node", "z", "outside"} {
 				for _, frontend := range []string{"cluster", "nodeport"} {
 					for _, v6 := range []bool{false, true} {
-						to, err := c.frontend(frontend, v6)
+						to, err := c.Frontend(frontend, v6)
 						c.must(err)
 						socket, err := c.Place(name).Unconnected(v6)
 						c.must(err)

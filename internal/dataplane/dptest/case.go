@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/endpointd/endpointd/internal/model"
 )
@@ -22,7 +23,8 @@ type testCase struct {
 type Case struct {
 	*Suite
 	Numbered
-	ctx context.Context
+	ctx      context.Context
+	patience time.Duration
 
 	patch, slices string   // as last set
 	more          []string // names of slices beside those two
@@ -35,9 +37,9 @@ type Case struct {
 // errStop ends a row that cannot go on.
 var errStop = errors.New("stop")
 
-// runCase returns what was wrong.
-func (s *Suite) runCase(ctx context.Context, number int, row testCase) []string {
-	c := &Case{Suite: s, Numbered: Numbered(number), ctx: ctx, serving: map[*Place]func() error{}}
+// runCase returns what was wrong. What must happen has to happen before patience ends.
+func (s *Suite) runCase(ctx context.Context, number int, row testCase, patience time.Duration) []string {
+	c := &Case{Suite: s, Numbered: Numbered(number), ctx: ctx, patience: patience, serving: map[*Place]func() error{}}
 	done := make(chan struct{})
 	go func() { // Goexit ends a row
 		defer close(done)
@@ -141,13 +143,13 @@ func (c *Case) serve(names ...string) {
 	}
 }
 
-// frontend is an address of the Service, or one that is none, by its name in an expectation:
+// Frontend is an address of the Service, or one that is none, by its name in an expectation:
 //
 //	cluster nodeport external lb    the Service's own
 //	cluster:81                      with another port
 //	extra                           the NodePort on an address of the node that is none for NodePorts
 //	free                            in the range of ClusterIPs, but nobody's
-func (n Numbered) frontend(name string, v6 bool) (netip.AddrPort, error) {
+func (n Numbered) Frontend(name string, v6 bool) (netip.AddrPort, error) {
 	name, other, _ := strings.Cut(name, ":")
 	port := uint16(Port)
 	var addr netip.Addr

@@ -42,7 +42,7 @@ func flowRows() []testCase {
 		{"a client's own address is what it asked for", func(c *Case) {
 			c.set(plain, "x")
 			for _, v6 := range []bool{false, true} {
-				to, err := c.frontend("cluster", v6)
+				to, err := c.Frontend("cluster", v6)
 				c.must(err)
 				for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
 					conn, err := c.Place("a").Dial(protocol, to, c.patience)
@@ -63,7 +63,7 @@ func (c *Case) each(frontend string, f func(protocol model.Protocol, to netip.Ad
 	var wg sync.WaitGroup
 	for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
 		for _, v6 := range []bool{false, true} {
-			to, err := c.frontend(frontend, v6)
+			to, err := c.Frontend(frontend, v6)
 			c.must(err)
 			wg.Go(func() {
 				if err := f(protocol, to); err != nil {
@@ -165,7 +165,7 @@ func fair(c *Case) {
 	c.set(plain, "a b x")
 	for _, client := range []*Place{c.Place("c"), c.Outside} {
 		counts := map[string]int{}
-		to, err := c.frontend("cluster", false)
+		to, err := c.Frontend("cluster", false)
 		c.must(err)
 		for range 300 {
 			answer, err := client.Ask(model.TCP, to, c.patience)
@@ -192,7 +192,7 @@ func outlives(c *Case) {
 	for _, client := range []string{"b", "node", "y", "outside"} {
 		for _, frontend := range []string{"cluster", "nodeport"} {
 			for _, v6 := range []bool{false, true} {
-				to, err := c.frontend(frontend, v6)
+				to, err := c.Frontend(frontend, v6)
 				c.must(err)
 				conn, err := c.Place(client).Dial(model.TCP, to, c.patience)
 				c.must(err)
@@ -228,10 +228,10 @@ func (c *Case) streams() (stop func()) {
 	ctx, cancel := context.WithCancel(c.ctx)
 	var wg sync.WaitGroup
 	for i, name := range []string{"a", "y", "node", "outside"} {
-		to, err := c.frontend([]string{"cluster", "nodeport"}[i%2], i >= 2)
+		to, err := c.Frontend([]string{"cluster", "nodeport"}[i%2], i >= 2)
 		c.must(err)
 		wg.Go(func() {
-			for n := 1; n <= 1000 && (n < 100 || ctx.Err() == nil); n++ {
+			for n := 1; n <= 400 && (n < 100 || ctx.Err() == nil); n++ {
 				if err := c.lossless(c.Place(name), to); err != nil {
 					c.errorf("connection %d from %s to %s: %v", n, name, to, err)
 					return
@@ -264,7 +264,7 @@ func unconnected(c *Case) {
 	c.set(plain, "a x")
 	for _, client := range []*Place{c.Place("b"), c.Node, c.Outside} {
 		for _, v6 := range []bool{false, true} {
-			to, err := c.frontend("cluster", v6)
+			to, err := c.Frontend("cluster", v6)
 			c.must(err)
 			seen := map[string]int{}
 			for i := 0; i < 60 && len(seen) < 2; i++ {

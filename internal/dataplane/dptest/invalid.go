@@ -19,7 +19,7 @@ func invalid(c *Case) {
 		e, err := parseExpectation(from + " = a x")
 		c.must(err)
 		for _, v6 := range []bool{false, true} {
-			to, err := c.frontend(e.frontend, v6)
+			to, err := c.Frontend(e.frontend, v6)
 			c.must(err)
 			for range 4 { // either endpoint
 				if err := c.disturbed(c.Place(e.clients[0]), to); err != nil {

@@ -57,13 +57,11 @@ func tryMap() error {
 	return unix.Close(int(fd))
 }
 
-// Main is the body of a TestMain: it runs the tests in network and mount namespaces of their own, so that none can touch the machine's. Without
-// bpf a user namespace does; with it, root and a new cgroup are needed, see [BPF]. Where neither is to be had, only tests that need no World run.
+// Main is the body of a TestMain: it runs the tests in network and mount namespaces of their own, so that none can touch the machine's. With bpf
+// it does that as root, in a new cgroup, where the machine has [BPF]; otherwise in a user namespace. Where neither is to be had, only
+// tests that need no World run.
 func Main(m *testing.M, bpf bool) {
-	feature := testkit.Net()
-	if bpf {
-		feature = BPF()
-	}
+	bpf = bpf && os.Getenv(insideEnv) == "" && BPF().Probe(context.Background()) == nil
 	if os.Getenv(insideEnv) != "" {
 		// What is mounted from here on is not the machine's business.
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -72,7 +70,7 @@ func Main(m *testing.M, bpf bool) {
 		}
 		testkit.Main(m)
 	}
-	if feature.Probe(context.Background()) != nil {
+	if !bpf && testkit.Net().Probe(context.Background()) != nil {
 		testkit.Main(m)
 	}
 	code, err := again(bpf)
@@ -170,15 +168,27 @@ func NeedBPF(t testing.TB) {
 }
 
 // privileged adds what only root on the machine can make.
-func (w *World) privileged(t testing.TB) error {
-	w.Cgroup = os.Getenv(cgroupEnv)
-	if w.Cgroup == "" {
+func (w *World) privileged(pins string) error {
+	top := os.Getenv(cgroupEnv)
+	if top == "" {
 		return nil
 	}
-	pins := t.TempDir()
 	if err := unix.Mount("bpffs", pins, "bpf", 0, "mode=0700"); err != nil {
 		return fmt.Errorf("mount a bpffs: %w", err)
 	}
 	w.Pins = pins
+	var err error
+	if w.Cgroup, err = os.MkdirTemp(top, "clients-"); err != nil {
+		return err
+	}
+	// Clients are threads of one process.
+	if err := os.WriteFile(filepath.Join(w.Cgroup, "cgroup.type"), []byte("threaded"), 0); err != nil {
+		return err
+	}
+	for _, p := range append(w.Pods[:3:3], w.Node) {
+		if err := p.join(w.Cgroup); err != nil {
+			return err
+		}
+	}
 	return nil
 }

@@ -16,6 +16,7 @@ type Objects struct {
 	in model.Input
 	// changed: name → JSON, nil for an object that is gone.
 	changed map[ObjectName][]byte
+	lie     func(patch, endpoints string) (string, string) // nil = the truth
 }
 
 // decoded calls a method of [model.Input] with an object. The type comes from the method, so that this package knows no API type: what one means is
@@ -58,6 +59,9 @@ func (o *Objects) withoutSlices(n Numbered, name string, families ...bool) {
 
 // Put makes a Service what patch and endpoints say, see [Numbered.Service] and [Numbered.Slices].
 func (o *Objects) Put(w *World, n Numbered, patch, endpoints string) error {
+	if o.lie != nil {
+		patch, endpoints = o.lie(patch, endpoints)
+	}
 	service, err := n.Service(patch)
 	if err != nil {
 		return err
@@ -82,7 +86,7 @@ func (o *Objects) Delete(n Numbered) {
 func (s *Suite) Change(ctx context.Context, f func(o *Objects) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := &Objects{in: s.in, changed: map[ObjectName][]byte{}}
+	o := &Objects{in: s.in, changed: map[ObjectName][]byte{}, lie: s.lie}
 	if err := f(o); err != nil {
 		return err
 	}

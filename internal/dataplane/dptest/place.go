@@ -20,8 +20,9 @@ type Place struct {
 	// V4 and V6 are its addresses.
 	V4, V6 netip.Addr
 
-	ns   netns.NsHandle
-	jobs chan func() // for the one thread that is in the namespace
+	ns     netns.NsHandle
+	jobs   chan func() // for the one thread that is in the namespace
+	cgroup string      // of the place's threads; "" is that of the process
 
 	mu       sync.Mutex // guards nextPort
 	nextPort uint16     // source port of the next UDP client
@@ -31,8 +32,7 @@ type Place struct {
 func newPlace(name string) (*Place, error) {
 	p := &Place{Name: name, jobs: make(chan func()), nextPort: firstClientPort}
 	made := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	onThread(func() {
 		err := unix.Unshare(unix.CLONE_NEWNET)
 		if err == nil {
 			p.ns, err = netns.Get()
@@ -44,11 +44,29 @@ func newPlace(name string) (*Place, error) {
 		for job := range p.jobs {
 			job()
 		}
-	}()
+	})
 	if err := <-made; err != nil {
 		return nil, fmt.Errorf("make network namespace %s: %w", name, err)
 	}
 	return p, p.Do(func() error { return errors.Join(settings(), up("lo")) })
+}
+
+// onThread runs f on a thread that ends with it. That is not the process's first one, which would not end but stay where f has led it.
+func onThread(f func()) {
+	go func() {
+		runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
+		}
+		done := make(chan struct{})
+		onThread(func() {
+			defer close(done)
+			f()
+		})
+		<-done
+		runtime.UnlockOSThread()
+	}()
 }
 
 // Do runs f in the place, after what others do there. It should be short.
@@ -64,14 +82,13 @@ func (p *Place) Do(f func() error) error {
 // Enter runs f on a new thread in the place, beside what others do there.
 func (p *Place) Enter(f func() error) error {
 	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := netns.Set(p.ns); err != nil {
-			done <- err
-			return
+	onThread(func() {
+		err := errors.Join(netns.Set(p.ns), joinCgroup(p.cgroup))
+		if err == nil {
+			err = f()
 		}
-		done <- f()
-	}()
+		done <- err
+	})
 	if err := <-done; err != nil {
 		return fmt.Errorf("in %s: %w", p.Name, err)
 	}
@@ -87,6 +104,20 @@ func (p *Place) Addr(v6 bool) netip.Addr {
 		return p.V6
 	}
 	return p.V4
+}
+
+// join has the clients in the place be in a cgroup from now on: sockets stay in the one in which they are made.
+func (p *Place) join(cgroup string) error {
+	p.cgroup = cgroup
+	return p.Do(func() error { return joinCgroup(cgroup) })
+}
+
+// joinCgroup moves the thread; "" moves it nowhere.
+func joinCgroup(path string) error {
+	if path == "" {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(path, "cgroup.threads"), []byte("0"), 0)
 }
 
 func (p *Place) close() error {

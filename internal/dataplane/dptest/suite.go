@@ -23,8 +23,8 @@ type Options struct {
 	New func(w *World) ([]dataplane.Proxier, error)
 	// Sockets: clients on this node are translated when they connect, and connections to what is gone are closed. Needs [BPF].
 	Sockets bool
-	// Conntrack, if not nil, is run after each Sync, as New is. With it, packets of clients that stay go to endpoints that are there.
-	Conntrack func(ctx context.Context, w *World, s *model.Snapshot) error
+	// Conntrack: packets of UDP clients that keep their port go to endpoints that are there.
+	Conntrack bool
 	// Objects, if not nil, is told of objects that changed, as JSON, before a Sync: name → object, nil for one that is gone.
 	Objects func(changed map[ObjectName][]byte)
 	// AnySource: it doesn't matter which clients are masqueraded, but for those that must not be.
@@ -41,8 +41,9 @@ const patience = 20 * time.Second
 // A Suite is proxiers in a World, and the objects of the cases.
 type Suite struct {
 	*World
-	options  Options
-	patience time.Duration
+	options Options
+	// lie is what the proxiers are told instead, in tests of the suite itself.
+	lie func(patch, endpoints string) (string, string)
 
 	mu       sync.Mutex // guards what follows: one Sync at a time
 	proxiers []dataplane.Proxier
@@ -56,7 +57,7 @@ func NewSuite(t testing.TB, o Options) *Suite {
 	if o.Sockets {
 		NeedBPF(t)
 	}
-	s := &Suite{World: NewWorld(t), options: o, patience: patience}
+	s := &Suite{World: NewWorld(t), options: o}
 	s.in = s.in.WithNetwork(Network())
 	if err := s.open(); err != nil {
 		t.Fatalf("start: %v", err)
@@ -98,11 +99,6 @@ func (s *Suite) sync(ctx context.Context) error {
 		for _, p := range s.proxiers {
 			if err := p.Sync(ctx, snapshot); err != nil {
 				return fmt.Errorf("sync: %w", err)
-			}
-		}
-		if s.options.Conntrack != nil {
-			if err := s.options.Conntrack(ctx, s.World, snapshot); err != nil {
-				return fmt.Errorf("conntrack: %w", err)
 			}
 		}
 		return nil

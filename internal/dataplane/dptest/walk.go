@@ -97,7 +97,7 @@ func RandomService(random *rand.Rand, n Numbered) string {
 	spec := []string{
 		"internalTrafficPolicy: " + choose("Cluster", "Cluster", "Local"),
 		"externalTrafficPolicy: " + choose("Cluster", "Local"),
-		"sessionAffinity: " + choose("None", "None", "ClientIP"),
+		"sessionAffinity: " + choose("None", "None", "ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 600}}"),
 	}
 	if random.IntN(4) == 0 {
 		spec = append(spec, "loadBalancerSourceRanges: ["+choose("'10.200.0.100/32', 'fd00:200::100/128'", "'10.244.0.0/16', 'fd00:244::/48'")+"]")
@@ -149,7 +149,7 @@ func (s *Suite) probe(random *rand.Rand) error {
 		n := walker(random.IntN(walkers))
 		v6 := random.IntN(2) == 0
 		protocol := []model.Protocol{model.TCP, model.UDP}[random.IntN(2)]
-		to, err := n.frontend([]string{"cluster", "nodeport", "external", "lb"}[random.IntN(4)], v6)
+		to, err := n.Frontend([]string{"cluster", "nodeport", "external", "lb"}[random.IntN(4)], v6)
 		if err != nil {
 			return err
 		}
@@ -184,7 +184,7 @@ func (s *Suite) follows(snapshot *model.Snapshot, client *Place, protocol model.
 		}
 	}
 	mute := excluded || (len(wanted) == 0 && pool.Empty == model.Drop)
-	timeout := s.patience
+	timeout := patience
 	if mute {
 		timeout = silence
 	}

@@ -96,7 +96,7 @@ func (c *Case) want(lines ...string) {
 			}
 			for _, protocol := range e.protocols {
 				for _, v6 := range e.families {
-					to, err := c.frontend(e.frontend, v6)
+					to, err := c.Frontend(e.frontend, v6)
 					c.must(err)
 					wg.Go(func() {
 						if err := c.holds(e, client, protocol, to); err != nil {

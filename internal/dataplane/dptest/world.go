@@ -29,7 +29,8 @@ type World struct {
 	Node, Peer, Outside *Place
 	// Pods are a, b and c on Node, and x, y and z on Peer.
 	Pods []*Place
-	// Cgroup is the path of the cgroup in which every client is, and Pins that of a mounted bpffs; "" without [BPF].
+	// Cgroup is the path of the cgroup in which the clients on Node and in its pods are, and nobody else, and Pins that of a mounted bpffs; "" without
+	// [BPF].
 	Cgroup, Pins string
 
 	sw *Place
@@ -84,6 +85,7 @@ func NewWorld(t testing.TB) *World {
 	t.Helper()
 	needInside(t)
 	w := &World{}
+	pins := t.TempDir() // removed after what is mounted there
 	t.Cleanup(func() {
 		if err := w.close(); err != nil {
 			t.Errorf("end the world: %v", err)
@@ -93,7 +95,7 @@ func NewWorld(t testing.TB) *World {
 		t.Fatalf("build the world: %v", err)
 	}
 	testkit.Await(t, 20*time.Second, w.settled)
-	if err := w.privileged(t); err != nil {
+	if err := w.privileged(pins); err != nil {
 		t.Fatalf("build the world: %v", err)
 	}
 	return w
@@ -314,6 +316,15 @@ func (w *World) Place(name string) *Place {
 	return nil
 }
 
+// Namespaces are the paths of the network namespaces of Node's pods.
+func (w *World) Namespaces() []string {
+	var paths []string
+	for _, pod := range w.Pods[:3] {
+		paths = append(paths, fmt.Sprintf("/proc/self/fd/%d", int(pod.ns)))
+	}
+	return paths
+}
+
 // Here says whether a place is a pod of this node.
 func (w *World) Here(p *Place) bool {
 	return slices.Index(w.Pods, p) >= 0 && slices.Index(w.Pods, p) < 3
@@ -328,6 +339,9 @@ func (w *World) close() error {
 		if p != nil {
 			errs = append(errs, p.close())
 		}
+	}
+	if w.Cgroup != "" {
+		errs = append(errs, removeCgroup(w.Cgroup))
 	}
 	return errors.Join(errs...)
 }

@@ -8,8 +8,6 @@ import (
 	"github.com/endpointd/endpointd/internal/model"
 )
 
-func TestMain(m *testing.M) { Main(m, false) }
-
 // TestWorld holds that everybody reaches everybody directly, with his own address: what the suite says of a proxier is not the World's doing.
 func TestWorld(t *testing.T) {
 	w := NewWorld(t)
