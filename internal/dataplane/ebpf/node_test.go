@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -226,8 +227,8 @@ func newCgroup(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path, err := os.MkdirTemp(own, "clients-")
-	if err != nil {
+	path := filepath.Join(own, "clients-"+strconv.FormatInt(time.Now().UnixNano(), 36))
+	if err := os.Mkdir(path, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -19,7 +20,7 @@ func (n *testNode) check() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	if w := difference(contents{slots: clone(c.slots), members: clone(c.members), frontends: clone(c.frontends)}, n.table); w.count() > 0 {
+	if w := difference(contents{slots: maps.Clone(c.slots), members: maps.Clone(c.members), frontends: maps.Clone(c.frontends)}, n.table); w.count() > 0 {
 		n.t.Fatalf("the maps are not what is in the table: %+v", w)
 	}
 	fresh := slots.New()
@@ -49,14 +50,6 @@ func (n *testNode) check() {
 	if count != len(c.frontends) {
 		n.t.Fatalf("%d frontends, want %d", len(c.frontends), count)
 	}
-}
-
-func clone[K comparable, V any](m map[K]V) map[K]V {
-	c := make(map[K]V, len(m))
-	for k, v := range m {
-		c[k] = v
-	}
-	return c
 }
 
 // TestWalk goes through random states; damage, restarts and growth among them.
