@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -106,7 +107,7 @@ func (n *node) sweep() int {
 	return result.Deleted
 }
 
-// serve answers on a UDP port with its address.
+// serve answers on a UDP port with the question and its address.
 func (n *node) serve(addr string) {
 	n.t.Helper()
 	var c net.PacketConn
@@ -119,11 +120,11 @@ func (n *node) serve(addr string) {
 		defer close(done)
 		var b [64]byte
 		for {
-			_, from, err := c.ReadFrom(b[:])
+			size, from, err := c.ReadFrom(b[:])
 			if err != nil {
 				return
 			}
-			_, _ = c.WriteTo([]byte(addr), from)
+			_, _ = c.WriteTo(append(b[:size:size], addr...), from)
 		}
 	}()
 	n.t.Cleanup(func() { _ = c.Close(); <-done })
@@ -131,9 +132,10 @@ func (n *node) serve(addr string) {
 
 // client is a UDP socket that goes on sending from one port.
 type client struct {
-	t  testing.TB
-	c  *net.UDPConn
-	to netip.AddrPort
+	t    testing.TB
+	c    *net.UDPConn
+	to   netip.AddrPort
+	sent int // questions
 }
 
 func (n *node) client(to string) *client {
@@ -154,26 +156,38 @@ func (n *node) client(to string) *client {
 
 func (k *client) send() {
 	k.t.Helper()
-	if _, err := k.c.WriteToUDPAddrPort([]byte("who?"), k.to); err != nil {
+	if _, err := k.c.WriteToUDPAddrPort([]byte(k.question()), k.to); err != nil {
 		k.t.Fatal(err)
 	}
 }
 
-// expect sends until somebody answers, who must be want: packets on lo are not lost, but the server may be slow.
+func (k *client) question() string { return fmt.Sprintf("%d ", k.sent) }
+
+// expect asks until somebody answers, who must be want.
 func (k *client) expect(want string) {
 	k.t.Helper()
-	k.send()
-	if err := k.c.SetReadDeadline(time.Now().Add(patience)); err != nil {
-		k.t.Fatal(err)
-	}
-	var b [64]byte
-	size, _, err := k.c.ReadFromUDPAddrPort(b[:])
-	if err != nil {
-		k.t.Fatalf("no answer from %s: %v", k.to, err)
-	}
-	if got := string(b[:size]); got != want {
-		k.t.Errorf("%s answers at %s, want %s", got, k.to, want)
-	}
+	k.sent++
+	testkit.Await(k.t, patience, func() error {
+		k.send()
+		if err := k.c.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+			return err
+		}
+		for {
+			var b [64]byte
+			size, _, err := k.c.ReadFromUDPAddrPort(b[:])
+			if err != nil {
+				return fmt.Errorf("no answer from %s: %w", k.to, err)
+			}
+			got, ok := strings.CutPrefix(string(b[:size]), k.question())
+			if !ok {
+				continue // of an earlier question
+			}
+			if got != want {
+				k.t.Errorf("%s answers at %s, want %s", got, k.to, want)
+			}
+			return nil
+		}
+	})
 }
 
 // entries is what the kernel has of UDP and SCTP.

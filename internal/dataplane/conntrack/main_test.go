@@ -69,7 +69,36 @@ func newPlace(t testing.TB) *place {
 	})
 	t.Cleanup(func() { _ = p.ns.Close() })
 	p.do(t, p.setUp)
+	testkit.Await(t, patience, func() (err error) {
+		p.do(t, func() error { err = settled(); return nil })
+		return err
+	})
 	return p
+}
+
+// settled says which address the kernel does not take packets for yet: it does some of that in the background.
+func settled() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	addrs, err := netlink.AddrList(lo, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		routes, err := netlink.RouteGet(a.IP)
+		if err != nil {
+			return fmt.Errorf("%s: %w", a.IP, err)
+		}
+		if len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL {
+			return fmt.Errorf("%s is not local yet", a.IP)
+		}
+	}
+	if len(addrs) < 20 {
+		return fmt.Errorf("only %d addresses", len(addrs))
+	}
+	return nil
 }
 
 // thread runs f on a thread that ends with it.
@@ -105,6 +134,9 @@ func (p *place) setUp() error {
 	for i := range 9 {
 		addrs = append(addrs, fmt.Sprintf("10.1.0.%d/32", i+1), fmt.Sprintf("fd00:1::%d/128", i+1))
 	}
+	if err := netlink.LinkSetUp(lo); err != nil { // first: else addresses of IPv6 come a while after it
+		return err
+	}
 	for _, a := range addrs {
 		addr, err := netlink.ParseAddr(a)
 		if err != nil {
@@ -115,7 +147,7 @@ func (p *place) setUp() error {
 			return err
 		}
 	}
-	if err := errors.Join(netlink.LinkSetUp(lo), netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "out"}, PeerName: "nowhere"})); err != nil {
+	if err := errors.Join(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "out"}, PeerName: "nowhere"})); err != nil {
 		return err
 	}
 	out, err := netlink.LinkByName("out")
