@@ -213,7 +213,7 @@ func (b *bench) onLab(ctx context.Context, endpoints int, do func(context.Contex
 		return err
 	}
 	defer func() { err = errors.Join(err, b.lab.close()) }()
-	if b.group, err = newCgroup(nil, fmt.Sprintf("endpointd-bench-%d-%d", os.Getpid(), b.labs)); err != nil {
+	if b.group, err = newCgroup(nil, fmt.Sprintf("bench-%d-%d", os.Getpid(), b.labs)); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.group.remove()) }()
@@ -344,7 +344,7 @@ func (b *bench) withSites(ctx context.Context, names []string, do func([]*site) 
 			}
 		}
 		if s.proxy != nil {
-			if err := s.proxy.idle(ctx, 2*time.Millisecond, settleWait); err != nil {
+			if err := s.idle(ctx, settleWait); err != nil {
 				b.note("%v, with %s Services × endpoints", err, b.fill.made)
 			}
 		}

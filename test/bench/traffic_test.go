@@ -25,7 +25,7 @@ func cgroupPrograms() testkit.Feature {
 		if os.Geteuid() != 0 {
 			return fmt.Errorf("root: %w", testkit.ErrNotAllowed)
 		}
-		group, err := newCgroup(nil, fmt.Sprintf("endpointd-bench-probe-%d", os.Getpid()))
+		group, err := newCgroup(nil, fmt.Sprintf("bench-probe-%d", os.Getpid()))
 		if err != nil {
 			return fmt.Errorf("%w: %w", testkit.ErrNotAllowed, err)
 		}
@@ -98,7 +98,7 @@ func TestShortTraffic(t *testing.T) {
 			t.Errorf("memory: %s: %v MB cannot be", column, rss)
 		}
 	}
-	if groups, err := filepath.Glob(filepath.Join(must(t)(cgroupOf("self")), fmt.Sprintf("endpointd-bench-%d*", os.Getpid()))); err != nil || len(groups) > 0 {
+	if groups, err := filepath.Glob(filepath.Join(must(t)(cgroupOf("self")), fmt.Sprintf("bench-%d*", os.Getpid()))); err != nil || len(groups) > 0 {
 		t.Errorf("left behind: %v, %v", groups, err)
 	}
 }

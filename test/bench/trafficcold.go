@@ -76,7 +76,7 @@ func (b *bench) cold(ctx context.Context, name string) (run *coldRun, err error)
 		return nil, err
 	}
 	if !run.late {
-		if err := s.proxy.idle(ctx, 2*time.Millisecond, b.coldLimit); err != nil {
+		if err := s.idle(ctx, b.coldLimit); err != nil {
 			b.note("%v", err)
 		}
 	}

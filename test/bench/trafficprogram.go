@@ -85,7 +85,7 @@ func (b *bench) program(ctx context.Context, s *site, every time.Duration, flips
 	if _, err := seen.until(ctx, lastChange, 0, func(s sight) bool { return s.where == at }); err != nil {
 		return nil, fmt.Errorf("what was changed before: %w", err)
 	}
-	if err := s.proxy.idle(ctx, 2*time.Millisecond, time.Minute); err != nil {
+	if err := s.idle(ctx, time.Minute); err != nil {
 		return nil, err
 	}
 	run = &programRun{}
@@ -114,7 +114,7 @@ func (b *bench) program(ctx context.Context, s *site, every time.Duration, flips
 		return nil, err
 	}
 	run.reach(first, seen.sights()[from:])
-	if err := s.proxy.idle(ctx, 2*time.Millisecond, time.Minute); err != nil {
+	if err := s.idle(ctx, time.Minute); err != nil {
 		return nil, err
 	}
 	after, err := s.cpu()

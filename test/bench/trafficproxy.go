@@ -228,6 +228,28 @@ func (s *site) haproxy() ([]string, error) {
 	return []string{"-db", "-f", path}, os.WriteFile(path, text.Bytes(), 0o600)
 }
 
+// idle waits until the proxy and its children have nothing more to do, at most for longest.
+func (s *site) idle(ctx context.Context, longest time.Duration) error {
+	const window, quiet = 100 * time.Millisecond, 3 * time.Millisecond
+	last, err := s.cpu()
+	if err != nil {
+		return err
+	}
+	for until := time.Now().Add(longest); ; {
+		if err := pause(ctx, window); err != nil {
+			return err
+		}
+		now, err := s.cpu()
+		if err != nil || now-last < quiet {
+			return err
+		}
+		if time.Now().After(until) {
+			return fmt.Errorf("%s: still busy after %v%s", s.name, longest, s.proxy.tail())
+		}
+		last = now
+	}
+}
+
 // haproxyServices is how many of so many Services it can have: each is a descriptor, as is each side of its connections.
 func haproxyServices(services int) (int, error) {
 	var limit unix.Rlimit

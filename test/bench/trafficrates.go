@@ -133,7 +133,7 @@ func (b *bench) rate(ctx context.Context, s *site, spec loadSpec) (*loadResult, 
 		return nil, err
 	}
 	if s.proxy != nil { // it notices new links
-		if err := s.proxy.idle(ctx, 2*time.Millisecond, 10*time.Second); err != nil {
+		if err := s.idle(ctx, 10*time.Second); err != nil {
 			return nil, err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	discovery "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -24,14 +25,19 @@ type flipWatch struct {
 	watch   watch.Interface
 	running sync.WaitGroup
 
-	mu    sync.Mutex               // guards shown
+	mu    sync.Mutex               // guards what follows
 	shown map[string]time.Duration // address → when
+	ended error                    // why the server has ended it
 }
 
 func watchFlips(ctx context.Context, client kubernetes.Interface, slice *discovery.EndpointSlice) (*flipWatch, error) {
-	timeout := watchTime
+	timeout, one := watchTime, "metadata.name="+slice.Name
+	list, err := client.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{FieldSelector: one})
+	if err != nil {
+		return nil, err
+	}
 	w, err := client.DiscoveryV1().EndpointSlices(namespace).Watch(ctx, metav1.ListOptions{
-		FieldSelector: "metadata.name=" + slice.Name, ResourceVersion: slice.ResourceVersion, TimeoutSeconds: &timeout,
+		FieldSelector: one, ResourceVersion: list.ResourceVersion, TimeoutSeconds: &timeout,
 	})
 	if err != nil {
 		return nil, err
@@ -40,11 +46,13 @@ func watchFlips(ctx context.Context, client kubernetes.Interface, slice *discove
 	f.running.Go(func() {
 		for event := range w.ResultChan() {
 			at := monotonic()
+			f.mu.Lock()
 			if s, ok := event.Object.(*discovery.EndpointSlice); ok && len(s.Endpoints) == 1 {
-				f.mu.Lock()
 				f.shown[s.Endpoints[0].Addresses[0]] = at
-				f.mu.Unlock()
+			} else {
+				f.ended = apierrors.FromObject(event.Object)
 			}
+			f.mu.Unlock()
 		}
 	})
 	return f, nil
@@ -63,7 +71,11 @@ func (f *flipWatch) fill(ctx context.Context, times []flipTimes, first int) erro
 	for until := time.Now().Add(readyWait); ; {
 		f.mu.Lock()
 		_, ok := f.shown[last]
+		err := f.ended
 		f.mu.Unlock()
+		if err != nil {
+			return fmt.Errorf("watch: %w", err)
+		}
 		if ok {
 			break
 		}
