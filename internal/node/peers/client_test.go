@@ -107,8 +107,6 @@ func TestNodesThatDoNotAcknowledge(t *testing.T) {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", code) })
 	}
 	silent := listen(t) // takes connections, and nobody speaks
-	closed := listen(t)
-	_ = closed.Close()
 	plain := httptest.NewServer(status(http.StatusOK))
 	defer plain.Close()
 	peer := func(name, address string) Peer {
@@ -136,7 +134,7 @@ func TestNodesThatDoNotAcknowledge(t *testing.T) {
 		err    string
 	}{
 		{"it is as it should be", c, well.peer, Applied, ""},
-		{"nobody listens", c, peer("gone", closed.Addr().String()), Unreachable, "connection refused"},
+		{"nobody listens", c, peer("gone", reserve(t)), Unreachable, "connection refused"},
 		{"nobody answers", quick, peer("silent", silent.Addr().String()), Unreachable, ""},
 		{"a kubelet that knows of no such thing", c, unknowing.peer, Foreign, "status 404"},
 		{"a kubelet that does not let us", c, unwilling.peer, Foreign, "status 401"},
@@ -256,5 +254,27 @@ func TestClientNeedsCertificates(t *testing.T) {
 		if _, err := New(Options{TLS: config}); err == nil {
 			t.Errorf("%s: no error", name)
 		}
+	}
+}
+
+// BenchmarkAcknowledge asks nodes that have applied it already, over connections that are there.
+func BenchmarkAcknowledge(b *testing.B) {
+	for _, n := range []int{1, 10} {
+		b.Run(fmt.Sprintf("nodes=%d", n), func(b *testing.B) {
+			ca := newAuthority(b)
+			var nodes []Peer
+			for i := range n {
+				g := ca.agent(b, fmt.Sprintf("node-%d", i+2))
+				g.applied.reach("7")
+				nodes = append(nodes, g.peer)
+			}
+			c := ca.client(b, nil)
+			c.Acknowledge(b.Context(), nodes, "7")
+			for b.Loop() {
+				if got := c.Acknowledge(b.Context(), nodes, "7"); got[n-1].Outcome != Applied {
+					b.Fatal(got[n-1].Err)
+				}
+			}
+		})
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 
 	"github.com/endpointd/endpointd/internal/node/stream"
@@ -32,7 +33,7 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-func newAuthority(t *testing.T) *authority {
+func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	a := &authority{}
 	a.cert, a.key = a.issue(t, &x509.Certificate{
@@ -41,7 +42,7 @@ func newAuthority(t *testing.T) *authority {
 	return a
 }
 
-func (a *authority) issue(t *testing.T, template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
+func (a *authority) issue(t testing.TB, template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -73,7 +74,7 @@ func (a *authority) pool() *x509.CertPool {
 }
 
 // user is a client's configuration.
-func (a *authority) user(t *testing.T, name string, groups ...string) *tls.Config {
+func (a *authority) user(t testing.TB, name string, groups ...string) *tls.Config {
 	t.Helper()
 	cert, key := a.issue(t, &x509.Certificate{
 		Subject: pkix.Name{CommonName: name, Organization: groups}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -82,7 +83,7 @@ func (a *authority) user(t *testing.T, name string, groups ...string) *tls.Confi
 }
 
 // node is one as package pki issues it for a node, good for both directions.
-func (a *authority) node(t *testing.T, name string) tls.Certificate {
+func (a *authority) node(t testing.TB, name string) tls.Certificate {
 	t.Helper()
 	cert, key := a.issue(t, &x509.Certificate{
 		Subject: pkix.Name{CommonName: nodeUserPrefix + name, Organization: []string{nodesGroup}}, DNSNames: []string{name},
@@ -96,7 +97,7 @@ func (a *authority) node(t *testing.T, name string) tls.Certificate {
 const patient = 30 * time.Second
 
 // client is node-1's.
-func (a *authority) client(t *testing.T, change func(*Options)) *Client {
+func (a *authority) client(t testing.TB, change func(*Options)) *Client {
 	t.Helper()
 	o := Options{TLS: &tls.Config{RootCAs: a.pool(), Certificates: []tls.Certificate{a.node(t, "node-1")}}, Timeout: patient}
 	if change != nil {
@@ -176,7 +177,7 @@ type agent struct {
 	stop     func() // ends it and waits
 }
 
-func listen(t *testing.T) net.Listener {
+func listen(t testing.TB) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -184,6 +185,25 @@ func listen(t *testing.T) net.Listener {
 	}
 	t.Cleanup(func() { _ = l.Close() })
 	return l
+}
+
+// reserve gives an address on which nobody listens, and nobody else will.
+func reserve(t testing.TB) string {
+	t.Helper()
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(socket) })
+	local := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
+	if err := unix.Bind(socket, local); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4(local.Addr), uint16(at.(*unix.SockaddrInet4).Port)).String()
 }
 
 // lent is a listener that is given back when it is closed, so that several servers have one address after the other.
@@ -194,7 +214,7 @@ func (l lent) Close() error { return l.Listener.(*net.TCPListener).SetDeadline(t
 func (l lent) open() { _ = l.Listener.(*net.TCPListener).SetDeadline(time.Time{}) }
 
 // start starts a node's HTTPS API with a handler, nil for that of an agent.
-func (a *authority) start(t *testing.T, name string, l net.Listener, certificate tls.Certificate, peers http.Handler) *agent {
+func (a *authority) start(t testing.TB, name string, l net.Listener, certificate tls.Certificate, peers http.Handler) *agent {
 	t.Helper()
 	if l, ok := l.(lent); ok {
 		l.open()
@@ -222,7 +242,7 @@ func (a *authority) start(t *testing.T, name string, l net.Listener, certificate
 }
 
 // agent starts one that is as it should be.
-func (a *authority) agent(t *testing.T, name string) *agent {
+func (a *authority) agent(t testing.TB, name string) *agent {
 	t.Helper()
 	return a.start(t, name, listen(t), a.node(t, name), nil)
 }
