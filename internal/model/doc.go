@@ -12,6 +12,7 @@
 //     costs in proportion to the Services that it touches, not to those that there are.
 //   - A Service that did not change is the same pointer in the next Snapshot; if none did, the Snapshot is the same.
 //   - No two Frontends have one key: the oldest Service has it, by creationTimestamp and then by key.
+//   - An endpoint of a slice that is the same is mostly the same pointer, but who compares endpoints compares what they say.
 //   - Every endpoint in a Pool is one that its traffic policy allows; a Pool is sorted, of one family, without repetitions.
 //   - What cannot be used becomes a [Problem] and hurts nothing else. An object without a namespace or a name is none, and a slice without
 //     the label kubernetes.io/service-name belongs to nobody.
@@ -20,5 +21,6 @@
 // It refuses to watch, to write, to wait, to log, and to import more of Kubernetes than its types.
 //
 // How to test: go test ./internal/model. testdata holds one .txtar for each behaviour: objects, and the text of the Snapshot after each
-// step; -update writes the texts. The walk compares every incremental Build with one from nothing.
+// step; -update writes the texts. The walk compares every incremental Build with one from nothing, and FuzzBuild walks where a fuzzer leads it
+// (-fuzz FuzzBuild -fuzzminimizetime 10x: making its finds smaller is not worth a minute each). -bench . says what a change costs.
 package model

@@ -3,42 +3,44 @@ package conntrack
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/endpointd/endpointd/internal/model"
+	"github.com/endpointd/endpointd/internal/model/modeltest"
 )
 
-// dnsOf is Service number i with its address in 10.96.0.0/16, and its slice.
-func dnsOf(in model.Input, i int, protocol corev1.Protocol, endpoints ...string) model.Input {
-	addr := fmt.Sprintf("10.96.%d.%d", i/250, 1+i%250)
-	name := fmt.Sprintf("dns-%d", i)
-	in = in.WithService(&corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: "1"},
-		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeClusterIP, ClusterIP: addr, ClusterIPs: []string{addr}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
-			Ports: []corev1.ServicePort{{Protocol: protocol, Port: 53}},
-		},
-	})
-	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name + "-a", Labels: map[string]string{discoveryv1.LabelServiceName: name}},
-		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: new(""), Protocol: new(protocol), Port: new(int32(8053))}},
+// dnsOf adds Service number i with its address in 10.96.0.0/16, and its slice.
+func dnsOf(t testing.TB, in model.Input, i int, endpoints ...string) model.Input {
+	t.Helper()
+	text := fmt.Sprintf(`
+kind: Service
+metadata: {namespace: default, name: dns-%[1]d, uid: "1"}
+spec:
+  type: ClusterIP
+  clusterIP: %[2]s
+  clusterIPs: [%[2]s]
+  ipFamilies: [IPv4]
+  ports: [{protocol: UDP, port: 53}]
+---
+kind: EndpointSlice
+metadata: {namespace: default, name: dns-%[1]d-a, labels: {kubernetes.io/service-name: dns-%[1]d}}
+addressType: IPv4
+ports: [{name: "", protocol: UDP, port: 8053}]
+endpoints: [{addresses: [%[3]s]}]
+`, i, fmt.Sprintf("10.96.%d.%d", i/250, 1+i%250), strings.Join(endpoints, "]}, {addresses: ["))
+	in, err := modeltest.Apply(in, text)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, e := range endpoints {
-		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{e}})
-	}
-	return in.WithSlice(slice)
+	return in
 }
 
 // TestSnapshot is the whole way of Snapshots as a Runner gives them.
 func TestSnapshot(t *testing.T) {
 	n := newNode(t)
 	in := model.Input{}.WithNetwork(model.Network{Node: "here", ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}})
-	in = dnsOf(in, 0, corev1.ProtocolUDP, "10.1.0.1", "10.1.0.2")
+	in = dnsOf(t, in, 0, "10.1.0.1", "10.1.0.2")
 	first := model.Build(in, nil)
 	flows := map[string]*flow{}
 	for _, e := range []string{"10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"} {
@@ -60,7 +62,7 @@ func TestSnapshot(t *testing.T) {
 			}
 		}
 	}
-	third := model.Build(dnsOf(in, 0, corev1.ProtocolUDP, "10.1.0.2", "10.1.0.3"), first)
+	third := model.Build(dnsOf(t, in, 0, "10.1.0.2", "10.1.0.3"), first)
 	n.tracker.Expect(third)
 	n.tracker.Applied(nil, first)
 	expect("what is expected stays too", 1, "10.1.0.1", "10.1.0.2", "10.1.0.3")
@@ -83,7 +85,7 @@ func TestSnapshot(t *testing.T) {
 func BenchmarkJudge(b *testing.B) {
 	var in model.Input
 	for i := range 10_000 {
-		in = dnsOf(in, i, corev1.ProtocolUDP, "10.1.0.1", "10.1.0.2")
+		in = dnsOf(b, in, i, "10.1.0.1", "10.1.0.2")
 	}
 	s := model.Build(in, nil)
 	j := judge{now: s, network: &s.Network, owned: compare(nil, s, s.Changed(nil)).owned}

@@ -133,7 +133,7 @@ func saboteurs() []saboteur {
 			name: "always masquerades", harm: func() error {
 				return chain("masquerade", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, &expr.Masq{})
 			},
-			fails: []string{everywhere, local, "both policies Local"}, passes: []string{"an address in the range of ClusterIPs that nobody has goes nowhere"},
+			fails: []string{everywhere, local, "both policies Local"}, passes: []string{"internal policy Local, no endpoint at all: refused"},
 		},
 		{
 			name: "lags behind", wrap: func(p dataplane.Proxier) dataplane.Proxier { return &late{Proxier: p} },

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,11 +18,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/endpointd/endpointd/internal/model"
+	"github.com/endpointd/endpointd/internal/model/modeltest"
 	"github.com/endpointd/endpointd/internal/testkit"
 )
 
@@ -86,26 +85,30 @@ func (w *world) set(name string, port int32, here, there int) {
 		number = (number*31 + int(c)) % 60_000
 	}
 	addr := fmt.Sprintf("10.96.%d.%d", number/250, 1+number%250)
-	spec := corev1.ServiceSpec{
-		Type: corev1.ServiceTypeLoadBalancer, ClusterIP: addr, ClusterIPs: []string{addr}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
-		Ports:                 []corev1.ServicePort{{Protocol: corev1.ProtocolTCP, Port: 80}},
-		ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, HealthCheckNodePort: port,
-	}
+	policy := "externalTrafficPolicy: Local, healthCheckNodePort: " + strconv.Itoa(int(port))
 	if port == 0 {
-		spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster
+		policy = "externalTrafficPolicy: Cluster"
 	}
-	w.input = w.input.WithService(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "1"}, Spec: spec})
-	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: "shop", Name: name + "-a", Labels: map[string]string{discoveryv1.LabelServiceName: name}},
-		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: new(""), Protocol: new(corev1.ProtocolTCP), Port: new(int32(8080))}},
-	}
+	var endpoints []string
 	for i := range here + there {
-		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Addresses: []string{fmt.Sprintf("10.1.0.%d", i+1)}, NodeName: new(map[bool]string{true: "here", false: "there"}[i < here]),
-		})
+		node := map[bool]string{true: "here", false: "there"}[i < here]
+		endpoints = append(endpoints, fmt.Sprintf("{addresses: [10.1.0.%d], nodeName: %s}", i+1, node))
 	}
-	w.input = w.input.WithSlice(slice)
+	var err error
+	w.input, err = modeltest.Apply(w.input, fmt.Sprintf(`
+kind: Service
+metadata: {namespace: shop, name: %[1]s, uid: "1"}
+spec: {type: LoadBalancer, clusterIP: %[2]s, clusterIPs: [%[2]s], ipFamilies: [IPv4], ports: [{protocol: TCP, port: 80}], %[3]s}
+---
+kind: EndpointSlice
+metadata: {namespace: shop, name: %[1]s-a, labels: {kubernetes.io/service-name: %[1]s}}
+addressType: IPv4
+ports: [{name: "", protocol: TCP, port: 8080}]
+endpoints: [%[4]s]
+`, name, addr, policy, strings.Join(endpoints, ", ")))
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	w.apply()
 }
 

@@ -21,8 +21,9 @@
 // above there is one for each power of two, which draws until it hits: each endpoint has the same chance, but for 1 in 65,536 at worst.
 //
 // Invariants: the table keeps forwarding when this process ends, and the next takes it over: a table of the same shape is read and only what differs is
-// written. One of another shape, or a damaged one, is replaced: the next is built without hooks, under the other of two names, and put in force by one batch
-// that deletes the old. Whether anybody else has changed anything is known by the generation that the kernel counts.
+// written. One of another shape, or a damaged one, is replaced: the next is built without hooks, under the other of two names, and put in force by one batch,
+// after which the old is deleted. Whether anybody else has changed the table is known by the generation that the kernel counts, and by what it tells of
+// changes: others' tables cost nothing.
 //
 // It refuses to touch other tables, and to judge connections that were translated by others.
 //

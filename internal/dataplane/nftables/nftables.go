@@ -101,10 +101,10 @@ func (p *Proxier) sync(ctx context.Context, s *model.Snapshot) (wrote bool, err 
 		return p.update(s)
 	}
 	old := p.name
-	err = p.build(s, old, true)
+	err = p.build(s, old, staticShape(true))
 	if lacksSocket(err) {
 		p.log.Info("this kernel is built without nftables' socket expression; some resets by invalid packets cannot be prevented", "component", "nftables")
-		err = p.build(s, old, false)
+		err = p.build(s, old, staticShape(false))
 	}
 	return true, err
 }
@@ -186,9 +186,8 @@ func lacksSocket(err error) bool {
 	return true
 }
 
-// build makes a table under the name that is not in force, and puts it in force in one step when it has everything.
-func (p *Proxier) build(s *model.Snapshot, old tableName, withSocket bool) error {
-	shape := staticShape(withSocket)
+// build makes a table under the name that is not in force, puts it in force in one step when it has everything, and then deletes the other.
+func (p *Proxier) build(s *model.Snapshot, old tableName, shape shape) error {
 	name := tableName(p.options.Table)
 	if old != "" {
 		name = p.otherName(old)
@@ -221,10 +220,13 @@ func (p *Proxier) build(s *model.Snapshot, old tableName, withSocket bool) error
 		w.replace(element{set: v.set, key: native32(v.class), leads: true, code: v.code, chain: v.chain}, false, true)
 	}
 	c.write(name, w)
-	hooks = append(hooks, p.otherName(name).removeTable()...)
 	w.flush()
 	w.max = maxBatch // what puts it in force is one batch
 	w.first(hooks...)
+	w.flush()
+	// The old one stays until then: the new one's chains come before it, and a packet that has just passed them as they began to count is
+	// still translated by the old.
+	w.first(p.otherName(name).removeTable()...)
 	w.flush()
 	if w.err != nil {
 		p.forget()

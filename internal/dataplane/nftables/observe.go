@@ -306,8 +306,12 @@ func (p *Proxier) readSet(t tableName, s setID, r *elementReader) error {
 		}
 		return nil
 	})
-	if err == nil || errors.Is(err, errInterrupted) {
+	switch {
+	case err == nil || errors.Is(err, errInterrupted):
 		return err
+	case errors.Is(err, unix.ENOENT): // an agent ended while it built the table
+		r.damage = fmt.Sprintf("set %s is not there", s.name())
+		return nil
 	}
 	return fmt.Errorf("set %s: %w", s.name(), err)
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -89,6 +90,7 @@ func staticShape(withSocket bool) shape {
 
 // outline is the shape without what its rules say, which is no longer needed when the kernel has them.
 func (s shape) outline() *shape {
+	s.chains = slices.Clone(s.chains)
 	for i := range s.chains {
 		s.chains[i].rules = make([]rule, len(s.chains[i].rules))
 	}

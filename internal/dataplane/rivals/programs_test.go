@@ -18,7 +18,7 @@ import (
 // TestPrograms attaches programs with others' names to a cgroup that was made for it, and finds them.
 func TestPrograms(t *testing.T) {
 	dptest.NeedBPF(t)
-	cgroup, err := os.MkdirTemp(ownCgroup(t), "rivals-")
+	cgroup, err := os.MkdirTemp(ownCgroup(t), "rivals-") //nolint:usetesting // a cgroup, which no folder of the test can be
 	if err != nil {
 		t.Fatal(err)
 	}
