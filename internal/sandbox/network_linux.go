@@ -24,6 +24,7 @@ func outerNetwork(gateways []netip.Prefix) error {
 		return err
 	}
 	forward()
+	noBridgeFilter()
 	snooping := false // there are no routers to learn from, and IPv6 neighbours are found without waiting for one
 	bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs(), MulticastSnooping: &snooping}
 	bridge.Name = bridgeName
@@ -144,6 +145,17 @@ func addAddress(link netlink.Link, p netip.Prefix) error {
 // ipNet keeps the host part.
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// noBridgeFilter has packets on the bridge be routed like any others. With br_netfilter, which others may have loaded, an address that was translated would
+// be bridged instead, and never back to the node that it came from. The files are the namespace's own since Linux 5.3; without that module there are none.
+func noBridgeFilter() {
+	for _, file := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables"} {
+		if f, err := os.OpenFile(filepath.Join("/proc/sys/net/bridge", file), os.O_WRONLY, 0); err == nil {
+			_, _ = f.WriteString("0") // then it is as it was
+			_ = f.Close()
+		}
+	}
 }
 
 func loopbackUp() error {
