@@ -20,6 +20,20 @@ INLINE int last_endpoint(const struct record *r, const struct talk_key *key, u64
 	return is_member(pool, endpoint);
 }
 
+/* Notes that a socket talks to an address itself, so that answers from there are shown as they are. */
+INLINE void forget_talk(struct bpf_sock_addr *ctx, const struct addr_port *to)
+{
+	const struct record *r = sk_storage(&records, ctx->sk, 0, 0);
+	struct talk_key back = {};
+
+	if (!r || !(r->state & SENDER))
+		return;
+	back.socket = socket_cookie(ctx);
+	back.with = *to;
+	back.with.protocol = 0;
+	map_delete(&replies, &back);
+}
+
 INLINE int translate_sendmsg(struct bpf_sock_addr *ctx, struct addr_port *to)
 {
 	struct talk_key there = {}, back = {};
@@ -31,8 +45,10 @@ INLINE int translate_sendmsg(struct bpf_sock_addr *ctx, struct addr_port *to)
 	if (ctx->protocol != UDP)
 		return 0;
 	to->protocol = UDP;
-	if (!find(ctx, to, &f))
+	if (!find(ctx, to, &f)) {
+		forget_talk(ctx, to);
 		return 0;
+	}
 	r = sk_storage(&records, ctx->sk, 0, SK_STORAGE_CREATE);
 	if (!r)
 		return 0;
