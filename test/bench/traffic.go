@@ -56,8 +56,8 @@ func (o *options) trafficFlags(flags *flag.FlagSet) *string {
 	flags.DurationVar(&o.traffic, "traffic", time.Second, "how long a rate is measured, in the part traffic; twelve times as long where TIME_WAIT is left")
 	flags.IntVar(&o.connections, "connections", 32, "connections at once there")
 	flags.StringVar(&o.clientAt, "client", clientInPod, "whether the client there is in a pod, or a process of the `node`")
-	flags.IntVar(&o.slowFlips, "slow-flips", 10, "changes 2 s apart of each proxy in a round, in the part programming")
-	flags.IntVar(&o.fastFlips, "fast-flips", 100, "and 100 ms apart")
+	flags.IntVar(&o.slowFlips, "slow-flips", 5, "changes 2 s apart of each proxy in a round, in the part programming")
+	flags.IntVar(&o.fastFlips, "fast-flips", 50, "and 100 ms apart")
 	flags.IntVar(&o.colds, "colds", 1, "cold starts of each proxy and shape")
 	flags.DurationVar(&o.coldLimit, "cold-limit", 3*time.Minute, "how long one may take")
 	flags.IntVar(&o.readies, "readies", 20, "pods made at each size, in the part ready")
@@ -321,6 +321,9 @@ func (b *bench) has(name string) bool {
 	return true
 }
 
+// siteWait is how long a contender may take to be ready for what is not about that.
+const siteWait = 15 * time.Minute
+
 // withSites makes the contenders, waits until each works, has them sleep, and calls do.
 func (b *bench) withSites(ctx context.Context, names []string, do func([]*site) error) (err error) {
 	var sites []*site
@@ -339,7 +342,7 @@ func (b *bench) withSites(ctx context.Context, names []string, do func([]*site) 
 			return err
 		}
 		if name != directName {
-			if _, err := s.works(ctx, b.coldLimit); err != nil {
+			if _, err := s.works(ctx, siteWait); err != nil {
 				return err
 			}
 		}

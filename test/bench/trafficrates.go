@@ -88,7 +88,7 @@ func (b *bench) ratesOf(ctx context.Context, sites []*site, p pattern, ways []wa
 	for _, w := range ways {
 		turns = append(turns, turn{w, p})
 	}
-	runs, err := b.takeTurns(ctx, sites, turns)
+	runs, err := b.takeTurns(ctx, sites, turns, b.rounds)
 	if err != nil {
 		return err
 	}
@@ -104,9 +104,9 @@ type turn struct {
 }
 
 // takeTurns has all of them measured in each round; where a round begins moves on by one each time.
-func (b *bench) takeTurns(ctx context.Context, sites []*site, turns []turn) (rateRuns, error) {
+func (b *bench) takeTurns(ctx context.Context, sites []*site, turns []turn, rounds int) (rateRuns, error) {
 	runs := rateRuns{}
-	for round := range b.rounds {
+	for round := range rounds {
 		for i := range turns {
 			t := turns[(i+round)%len(turns)]
 			result, err := b.rate(ctx, siteOf(sites, t.site), b.spec(t.way, t.pattern))
@@ -166,7 +166,7 @@ func (b *bench) alternate(ctx context.Context, sites []*site) error {
 	if len(service) == 0 {
 		return nil
 	}
-	runs, err := b.takeTurns(ctx, sites, turns)
+	runs, err := b.takeTurns(ctx, sites, turns, min(b.rounds, 2)) // each is long
 	if err != nil {
 		return err
 	}
