@@ -24,9 +24,7 @@ const orderHeader = messageHeader + 4
 func (t tableName) newTable(version string) order {
 	b := attrString(nil, unix.NFTA_TABLE_NAME, string(t))
 	b = attr32(b, unix.NFTA_TABLE_FLAGS, 0)
-	comment := commentOf(version)
-	// As nft keeps a comment: type 0, length, text.
-	b = attr(b, tableUserdata, append([]byte{0, byte(len(comment) + 1)}, comment+"\x00"...)...)
+	b = attr(b, tableUserdata, comment(commentOf(version))...)
 	return order{unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE | unix.NLM_F_EXCL, b, "create the table"}
 }
 
@@ -122,11 +120,21 @@ func (t tableName) newRules(c chain) []order {
 		for _, p := range r {
 			b = append(b, p.code...)
 		}
-		orders = append(orders, order{
-			unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE | unix.NLM_F_APPEND, shut(b, at), "add rule " + c.name + " " + r.String(),
-		})
+		b = shut(b, at)
+		text := r.String()
+		if strings.Contains(text, "map @") {
+			b = attr(b, unix.NFTA_RULE_USERDATA, comment(text)...)
+		}
+		orders = append(orders, order{unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE | unix.NLM_F_APPEND, b, "add rule " + c.name + " " + text})
 	}
 	return orders
+}
+
+// comment is as nft keeps one: type 0, length, text. It says in a listing what nft itself can't: that a register is of a map's data.
+func comment(text string) []byte {
+	const longest = 127
+	text = text[:min(len(text), longest)] + "\x00"
+	return append([]byte{0, byte(len(text))}, text...)
 }
 
 // flushSet deletes all elements.

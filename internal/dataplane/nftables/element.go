@@ -130,7 +130,7 @@ func (k kind) layout() layout {
 	switch k {
 	case frontends:
 		return layout{name: "frontends", key: []field{fieldAddr, fieldProtocol, fieldPort}, data: []field{
-			fieldClass, fieldClass, fieldClass, fieldPool, fieldNumber, fieldPool, fieldNumber, fieldNumber, fieldNumber, fieldNumber,
+			fieldNumber, fieldClass, fieldClass, fieldPool, fieldNumber, fieldPool, fieldNumber, fieldNumber, fieldNumber, fieldClass,
 		}}
 	case poolSlots:
 		return layout{name: "slots", key: []field{fieldPool, fieldNumber}, data: target}
@@ -176,7 +176,8 @@ func (s setID) width(fields []field) int {
 
 // Registers of a frontend's data, if it is looked up into register 0.
 const (
-	atEntry            register = 0 // class of both sides, or classSpecial
+	// What comes first is none that another map is asked for: nft 1.0.6 aborts when it lists that.
+	atFlags            register = 0
 	atInternalClass    register = 1
 	atExternalClass    register = 2
 	atInternalPool     register = 3
@@ -185,7 +186,7 @@ const (
 	atExternalSize     register = 8
 	atInternalAffinity register = 9
 	atExternalAffinity register = 10
-	atFlags            register = 11
+	atEntry            register = 11 // class of both sides, or classSpecial
 	frontendData                = 12 * 4
 )
 
@@ -252,14 +253,14 @@ func frontendValue(b []byte, f slots.Frontend) []byte {
 	if f.Internal != f.External || flags&(flagFiltered|flagSticky) != 0 {
 		class = classSpecial
 	}
-	b = append(b, native32(class)...)
+	b = append(b, native32(flags)...)
 	b = append(b, native32(classOf(f.Internal))...)
 	b = append(b, native32(classOf(f.External))...)
 	for _, t := range []slots.Target{f.Internal, f.External} {
 		b = binary.BigEndian.AppendUint64(b, uint64(t.Pool))
 		b = binary.NativeEndian.AppendUint32(b, t.Size)
 	}
-	for _, number := range []uint32{f.Internal.Affinity, f.External.Affinity, flags} {
+	for _, number := range []uint32{f.Internal.Affinity, f.External.Affinity, class} {
 		b = binary.NativeEndian.AppendUint32(b, number)
 	}
 	return b
@@ -386,6 +387,8 @@ func (f field) render(b []byte) string {
 		return fmt.Sprint(binary.BigEndian.Uint16(b))
 	case fieldPool:
 		return fmt.Sprintf("%#016x", binary.BigEndian.Uint64(b))
+	case fieldVerdict:
+		return "a verdict"
 	case fieldClass:
 		return className(binary.NativeEndian.Uint32(b))
 	default:
