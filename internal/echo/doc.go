@@ -19,7 +19,8 @@
 //	/exit?code=3      the process ends with this code
 //	/drain            not ready any more; answers when no other request is open
 //
-// SIGTERM and SIGINT: not ready any more, connections are not kept; when no request is open, or --drain is over, all listeners close
+// SIGTERM and SIGINT: not ready any more, connections are not kept; when no request is open or, for a second, on its way over a
+// connection that was made for it, or --drain is over, all listeners close
 // and Run returns.
 //
 // Invariants: memory is bounded whatever clients send, by limits on connections, headers, bodies, lines and streams; what is sent

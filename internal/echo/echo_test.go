@@ -311,6 +311,29 @@ func TestTermLetsOpenRequestsEndAndAcceptsMeanwhile(t *testing.T) {
 	}
 }
 
+// A client that was led here before the drain, and has its connection but has not been scheduled since, is answered.
+func TestTermWaitsForRequestsOnTheirWay(t *testing.T) {
+	s := serve(t, "--log")
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.http, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	s.want(t, "/", 200) // accepted after the first
+	s.stop()
+	s.out.wait(t, "draining")
+	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: web\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 OK") {
+		t.Errorf("got %q, %v; want an answer, and the end of the connection", answer, err)
+	}
+	if err := <-s.done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
 func TestTermDoesNotWaitForEver(t *testing.T) {
 	s := serve(t, "--log", "--drain=50ms")
 	open := slow(t, s, time.Hour)

@@ -45,7 +45,7 @@ func newWeb(o *options, s *state, exit chan<- int, log *slog.Logger) *web {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	w.server = &http.Server{
-		Handler: w, Protocols: protocols,
+		Handler: w, Protocols: protocols, ConnState: s.connection,
 		MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: maxWindow, MaxReceiveBufferPerConnection: maxWindow,

@@ -2,6 +2,8 @@ package echo
 
 import (
 	"context"
+	"net"
+	"net/http"
 	"sync"
 	"time"
 )
@@ -15,13 +17,14 @@ type state struct {
 	draining bool
 	delay    time.Duration
 	status   int
-	recover  *time.Timer   // ends failing; nil = nothing does
-	open     int           // HTTP requests that are being answered, without streams that never end
-	changed  chan struct{} // closed at the next change of anything
+	recover  *time.Timer           // ends failing; nil = nothing does
+	open     int                   // HTTP requests that are being answered, without streams that never end
+	silent   map[net.Conn]struct{} // HTTP connections over which no request has come yet
+	changed  chan struct{}         // closed at the next change of anything
 }
 
 func newState(o *options) *state {
-	return &state{ready: o.ready, healthy: o.healthy, delay: o.delay, status: o.status, changed: make(chan struct{})}
+	return &state{ready: o.ready, healthy: o.healthy, delay: o.delay, status: o.status, silent: map[net.Conn]struct{}{}, changed: make(chan struct{})}
 }
 
 // view is what the state comes to at a moment.
@@ -31,6 +34,7 @@ type view struct {
 	Delay   time.Duration `json:"-"`
 	Status  int           `json:"-"`
 	open    int
+	silent  int
 	changed <-chan struct{}
 }
 
@@ -39,7 +43,7 @@ func (s *state) view() view {
 	defer s.mu.Unlock()
 	return view{
 		Ready: s.ready && !s.failing && !s.draining, Healthy: s.healthy && !s.failing,
-		Delay: s.delay, Status: s.status, open: s.open, changed: s.changed,
+		Delay: s.delay, Status: s.status, open: s.open, silent: len(s.silent), changed: s.changed,
 	}
 }
 
@@ -87,15 +91,37 @@ func (s *state) enter() (leave func()) {
 	return func() { s.change(func(s *state) { s.open-- }) }
 }
 
-// idle waits until at most n requests are open, and says whether that was before ctx ended.
+// connection notes the connections that were made for a request and have not brought it yet.
+func (s *state) connection(c net.Conn, now http.ConnState) {
+	if now == http.StateNew {
+		s.change(func(s *state) { s.silent[c] = struct{}{} })
+		return
+	}
+	s.mu.Lock()
+	_, silent := s.silent[c]
+	s.mu.Unlock()
+	if silent {
+		s.change(func(s *state) { delete(s.silent, c) })
+	}
+}
+
+// patience is how long a connection that was made before a drain may take to bring its first request.
+const patience = time.Second
+
+// idle waits until at most n requests are open and, for a moment, until none is on its way, and says whether that was before ctx ended.
 func (s *state) idle(ctx context.Context, n int) bool {
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	waiting := true
 	for {
 		v := s.view()
-		if v.open <= n {
+		if v.open <= n && (v.silent == 0 || !waiting) {
 			return true
 		}
 		select {
 		case <-v.changed:
+		case <-late.C:
+			waiting = false
 		case <-ctx.Done():
 			return false
 		}

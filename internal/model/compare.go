@@ -63,7 +63,7 @@ func equalPools(a, b *Pool) bool {
 
 func equalEndpoints(a, b *Endpoint) bool {
 	return a == b || a.AddrPort == b.AddrPort && a.PortName == b.PortName && a.Protocol == b.Protocol && a.Ready == b.Ready &&
-		a.Serving == b.Serving && a.Terminating == b.Terminating && a.Local == b.Local && a.Reason == b.Reason &&
+		a.Serving == b.Serving && a.Terminating == b.Terminating && a.Local == b.Local && a.lastResort == b.lastResort && a.Reason == b.Reason &&
 		a.Hostname == b.Hostname && equalOrigins(a.Origin, b.Origin)
 }
 

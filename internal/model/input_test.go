@@ -57,7 +57,7 @@ func TestNoSuchObject(t *testing.T) {
 // More happens than anybody remembers: a Snapshot that is far behind is still brought up to date, and who asks what changed is told all.
 func TestFarBehind(t *testing.T) {
 	t.Parallel()
-	in := aCluster(3, 1, 2)
+	in := aCluster(4, 1, 2)
 	old := model.Build(in, nil)
 	now := old
 	for i := range 10_000 {
@@ -85,10 +85,30 @@ func TestFarBehind(t *testing.T) {
 			}
 			got[key.String()] = true
 		}
-		// service-0 is as it was.
+		// service-0 is as it was, and nothing happened to service-3.
 		if len(got) != 2 || !got["ns-1/service-1"] || !got["ns-2/service-2"] {
 			t.Errorf("changed: %v", got)
 		}
+	}
+}
+
+// A fact about a pod that was nobody's when it came counts as soon as the node has the pod's name of it, also if that was its name before.
+func TestFactBeforeName(t *testing.T) {
+	t.Parallel()
+	in := aCluster(1, 1, 2)
+	was := model.Build(in, nil)
+	service := was.Service(model.ServiceKey{Namespace: "ns-0", Name: "service-0"})
+	var local *model.Endpoint
+	for _, e := range service.Endpoints {
+		if e.Local {
+			local = e
+		}
+	}
+	network := was.Network
+	network.Node = "elsewhere"
+	in = in.WithNetwork(network).WithDown(local.Target.UID, model.LocalDead).WithNetwork(was.Network)
+	if got, want := model.Text(model.Build(in, was)), model.Text(model.Build(in, nil)); got != want {
+		t.Errorf("built from the Snapshot before:\n%s\nfrom nothing:\n%s", got, want)
 	}
 }
 

@@ -23,6 +23,21 @@ type scan struct {
 // stopping says whether an endpoint may be fallen back to where none is ready.
 func (e *Endpoint) stopping() bool { return !e.Ready && e.Serving && e.Terminating }
 
+// usable says whether connections may be led to an endpoint, where some are ready or stopping. Where none is either, there may be one whose probe failed a
+// moment ago on this node while the API still has it for ready: another may be ready by now and the slice that says so not be here yet,
+// and a Service must not be refused in between.
+func (e *Endpoint) usable(ready, stopping bool) bool {
+	switch {
+	case e.Ready:
+		return true
+	case ready:
+		return false
+	case e.stopping():
+		return true
+	}
+	return !stopping && e.lastResort
+}
+
 // hints is how far traffic is kept, decided by the hints of all ready endpoints together (KEP-2433, KEP-3015; k8s.io/kubernetes/pkg/proxy
 // topologyModeFromHints): each must have one, and one must be for this node or its zone, else they don't count.
 type hints uint8
@@ -62,7 +77,7 @@ func (r *resolving) scan(start, end int) scan {
 // inCluster says whether the policy Cluster leads to an endpoint, and if it does not, why.
 func (r *resolving) inCluster(e *Endpoint, s *scan) Reason {
 	switch {
-	case !e.Ready && s.ready, !e.Ready && !e.stopping():
+	case !e.usable(s.ready, s.stopping):
 		return e.unready()
 	case e.Ready && s.hints == sameNode && !slices.Contains(e.ForNodes, r.network.Node):
 		return OtherNode
@@ -75,7 +90,7 @@ func (r *resolving) inCluster(e *Endpoint, s *scan) Reason {
 // inLocal says the same of the policy Local. It falls back to endpoints that stop by itself, whatever there is elsewhere.
 func inLocal(e *Endpoint, s *scan) Reason {
 	switch {
-	case !e.Ready && (!e.stopping() || e.Local && s.localReady || !e.Local && s.ready):
+	case e.Local && !e.usable(s.localReady, s.localStopping), !e.Local && !e.usable(s.ready, s.stopping):
 		return e.unready()
 	case !e.Local:
 		return OtherNode

@@ -127,7 +127,10 @@ func (r *resolving) known(s *slice, e *Endpoint) *Endpoint {
 // probes or their shutdown say, so that only death counts: a dead process refuses connections, and nobody wants those.
 func (e *Endpoint) know(fact Reason, publishNotReady bool) {
 	switch {
-	case fact == LocalDead, fact == LocalNotReady && !publishNotReady:
+	case fact == LocalNotReady && !publishNotReady:
+		e.lastResort = e.Ready
+		e.Ready, e.Serving = false, false
+	case fact == LocalDead:
 		e.Ready, e.Serving = false, false
 	case fact == LocalDraining && !publishNotReady:
 		e.Ready, e.Terminating = false, true

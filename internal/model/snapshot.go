@@ -172,6 +172,8 @@ type Endpoint struct {
 	Ready, Serving, Terminating bool
 	// Local: it is on this node.
 	Local bool
+	// lastResort: it is ready for the API, and this node saw its probe fail.
+	lastResort bool
 	// Reason it gets no traffic from this node; None if it is in a Pool, or if DNS answers with it (Headless). Where policies differ, it is that
 	// of a client in the cluster that dials the ClusterIP: other Pools of the Service may lead to an endpoint with another Reason.
 	Reason Reason

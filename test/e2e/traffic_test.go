@@ -110,8 +110,16 @@ func trafficRollout(n *nodes) {
 	}
 	for _, l := range loads {
 		all := l.allAnswered()
-		if by := answered(all); len(by) <= len(pods) {
-			n.Errorf("%s: answers of %d pods, want some of old and some of new ones", l.name, len(by))
+		first, last := "", ""
+		for name := range answered(all) {
+			if old[name] {
+				first = name
+			} else {
+				last = name
+			}
+		}
+		if first == "" || last == "" {
+			n.Errorf("%s: of the old pods %q answered, and of the new ones %q", l.name, first, last)
 		}
 	}
 	n.awaitTraffic("node-1", url, after...)
@@ -139,39 +147,38 @@ const (
 // A pod's process is killed: requests that are under way fail, and for a moment those that meet the dead one; soon none does.
 func trafficKilled(n *nodes) {
 	url, pods := n.deploy(4)
-	victim := pods[0]
-	there := map[string]time.Duration{victim.Spec.NodeName: soonHere}
 	loads := map[string]*load{}
 	for _, node := range []string{"node-1", "node-2", "node-3"} {
-		if there[node] == 0 {
-			there[node] = soonThere
-		}
 		loads[node] = n.load(node, "", url, false, 4, 5*time.Millisecond)
 	}
-	var kills []time.Time
-	for range 3 {
+	type death struct {
+		at   time.Time
+		node string
+	}
+	var deaths []death
+	for _, victim := range pods[:3] {
 		pid := n.first(victim.Name)
 		n.until(time.Now().Add(300 * time.Millisecond))
-		killed := time.Now()
+		deaths = append(deaths, death{time.Now(), victim.Spec.NodeName})
 		check(n.T, syscall.Kill(pid, syscall.SIGKILL))
-		n.awaitPod(victim.Name, patience, func(p *corev1.Pod) error {
-			if s := p.Status.ContainerStatuses; len(s) == 0 || s[0].State.Running == nil || !s[0].State.Running.StartedAt.After(killed.Add(-time.Second)) || isReady(p) != nil || n.first(victim.Name) == pid {
-				return fmt.Errorf("it is not back")
-			}
-			return nil
-		})
-		kills = append(kills, killed)
+		n.awaitPod(victim.Name, patience, restarted(1))
+		n.awaitPod(victim.Name, patience, isReady)
 	}
 	for node, l := range loads {
 		for _, r := range failures(l.end()) {
-			after := r.ended.Sub(kills[0]) // of one that was under way, or came before: it fails the test
-			for _, killed := range kills {
-				if r.ended.After(killed) {
-					after = r.began.Sub(killed)
+			var last death // before it was given up
+			for _, d := range deaths {
+				if r.ended.After(d.at) {
+					last = d
 				}
 			}
-			n.Logf("%s (the process was on %s): not answered, begun %v after the kill: %s", node, victim.Spec.NodeName, after, r.failure)
-			if after > there[node] || r.ended.Before(kills[0]) {
+			limit := soonThere
+			if last.node == node {
+				limit = soonHere
+			}
+			after := r.began.Sub(last.at)
+			n.Logf("%s (the process was on %s): not answered, begun %v after the kill: %s", node, last.node, after, r.failure)
+			if last.node == "" || after > limit {
 				n.Errorf("%s: a request that began %v after the process had died was not answered: %s", node, after, r.failure)
 			}
 		}
