@@ -206,6 +206,9 @@ func TestInTurn(t *testing.T) {
 			t.Errorf("%s: %v, want %v", column, got, want)
 		}
 	}
+	if text := s.Rows[2].targetText(); text != ebpfName+" ≥ 0.9 ×: met" {
+		t.Errorf("target: %s", text)
+	}
 	if got := figure(t, s, "the endpoint alone", kubeProxyName); got != 80 {
 		t.Errorf("alone: %v, want 80", got)
 	}
