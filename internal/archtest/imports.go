@@ -69,11 +69,12 @@ func importLaws() []importLaw {
 			instead: "pass objects in; watching and writing belong to internal/app and the controllers",
 		},
 		{
-			name:    "import-dataplane",
-			from:    []string{"internal/dataplane", "internal/dns"},
-			banned:  []string{"k8s.io"},
-			why:     "law 2: policy is resolved once, in model, so that no proxier or DNS answer holds any",
-			instead: "read the model.Snapshot; if it lacks something, add it to model",
+			name:     "import-dataplane",
+			from:     []string{"internal/dataplane", "internal/dns"},
+			banned:   []string{"k8s.io"},
+			untested: true, // they make Snapshots of API objects
+			why:      "law 2: policy is resolved once, in model, so that no proxier or DNS answer holds any",
+			instead:  "read the model.Snapshot; if it lacks something, add it to model",
 		},
 		{
 			name: "import-controller", from: []string{"internal/controller"},
