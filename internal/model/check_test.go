@@ -108,6 +108,7 @@ func (c *checking) pool(p *model.Pool) {
 	}
 	ready := filter(all, func(e *model.Endpoint) bool { return e.Ready })
 	stopping := filter(all, func(e *model.Endpoint) bool { return e.Serving && e.Terminating && !e.Ready })
+	resort := filter(all, func(e *model.Endpoint) bool { return model.LastResort(e) })
 	local := func(e *model.Endpoint) bool { return e.Local }
 	var want []*model.Endpoint
 	verdict := model.Reject
@@ -116,6 +117,9 @@ func (c *checking) pool(p *model.Pool) {
 		if len(want) == 0 {
 			want = filter(stopping, local)
 		}
+		if len(want) == 0 {
+			want = filter(resort, local)
+		}
 		if len(ready)+len(stopping) > 0 {
 			verdict = model.Drop
 		}
@@ -123,6 +127,9 @@ func (c *checking) pool(p *model.Pool) {
 		want = c.hinted(ready)
 		if len(ready) == 0 {
 			want = stopping
+		}
+		if len(ready)+len(stopping) == 0 {
+			want = resort
 		}
 	}
 	if !slices.Equal(p.Endpoints, want) || len(want) == 0 && p.Empty != verdict {

@@ -61,9 +61,10 @@ func equalPools(a, b *Pool) bool {
 		slices.EqualFunc(a.Endpoints, b.Endpoints, equalEndpoints)
 }
 
+// equalEndpoints leaves lastResort out: it is a means to the end of choosing, and nobody who has a Snapshot sees it.
 func equalEndpoints(a, b *Endpoint) bool {
 	return a == b || a.AddrPort == b.AddrPort && a.PortName == b.PortName && a.Protocol == b.Protocol && a.Ready == b.Ready &&
-		a.Serving == b.Serving && a.Terminating == b.Terminating && a.Local == b.Local && a.lastResort == b.lastResort && a.Reason == b.Reason &&
+		a.Serving == b.Serving && a.Terminating == b.Terminating && a.Local == b.Local && a.Reason == b.Reason &&
 		a.Hostname == b.Hostname && equalOrigins(a.Origin, b.Origin)
 }
 

@@ -9,3 +9,6 @@ func SameInput(a, b Input) bool {
 		maps.Equal(maps.Collect(a.slices.All()), maps.Collect(b.slices.All())) &&
 		maps.Equal(maps.Collect(a.down.All()), maps.Collect(b.down.All()))
 }
+
+// LastResort says whether the API has an endpoint for ready of which this node saw the probe fail.
+func LastResort(e *Endpoint) bool { return e.lastResort }
