@@ -73,9 +73,14 @@ gen: ## write what is generated: go generate, docs/deps.txt
 gen-check:
 	@hack/gen-check.sh
 
+.PHONY: bpf
+bpf: ## compile the programs of internal/dataplane/ebpf/bpf; needs clang-16 and llvm-strip-16
+	@internal/dataplane/ebpf/build.sh
+
 .PHONY: bench
-bench: build kubectl ## tables: us against upstream's controllers in the same run; 20 min, with ARGS=-short half a minute
-	@mkdir -p .cache
+bench: build kubectl ## tables: us beside upstream's controllers, kube-proxy and HAProxy in the same run; 40 min, with ARGS=-short 3 min
+	@mkdir -p .cache/bin
+	@CGO_ENABLED=0 go build -C test/oracle/kubeproxy -buildvcs=false -o ../../../.cache/bin/kube-proxy .
 	@go build -buildvcs=false -o .cache/bench ./test/bench
 	@PATH="$$PATH:$(CURDIR)/.cache/bin" .cache/bench $(ARGS)
 
