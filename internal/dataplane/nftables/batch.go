@@ -347,15 +347,18 @@ func (r *refusal) unsupported() string {
 		}
 		switch o := r.orders[c.message-1]; o.kind {
 		case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_NEWSET, unix.NFT_MSG_NEWRULE:
-			for _, lacks := range []error{unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ENOENT, unix.EINVAL, unix.EPROTONOSUPPORT} {
-				// ENOENT is also said of a table that somebody deleted, but then of the first order too.
-				if errors.Is(c.err, lacks) && (lacks != unix.ENOENT || o.kind == unix.NFT_MSG_NEWRULE && i == 0) {
-					return "nftables: " + r.named[i]
-				}
+			// ENOENT is also said of a table that somebody deleted, but then of the first order too.
+			if lacks(c.err) || errors.Is(c.err, unix.ENOENT) && o.kind == unix.NFT_MSG_NEWRULE && i == 0 {
+				return "nftables: " + r.named[i]
 			}
 		}
 	}
 	return ""
+}
+
+// lacks says that an error is what a kernel says of what it doesn't know.
+func lacks(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT)
 }
 
 // nameOf says what a complaint is about.

@@ -129,6 +129,19 @@ func BenchmarkChange(b *testing.B) {
 				}
 			}
 		})
+		b.Run(fmt.Sprintf("rule/services=%d", services), func(b *testing.B) { // for comparison: a change with chains and rules, which the kernel validates
+			seconds := int32(10)
+			for b.Loop() {
+				b.StopTimer()
+				seconds++
+				in = withAffinity(in, seconds)
+				s = model.Build(in, s)
+				b.StartTimer()
+				if err := p.Sync(b.Context(), s); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 		b.Run(fmt.Sprintf("verify/services=%d", services), func(b *testing.B) {
 			for b.Loop() {
 				if repaired, err := p.Verify(b.Context()); err != nil || repaired {

@@ -169,6 +169,9 @@ func (p *Proxier) knows(comment string) bool {
 	return false
 }
 
+// timeoutChains is how many chains a timeout has: for each family and side.
+const timeoutChains = 4
+
 // checkChains compares chains and rules. The kernel numbers rules as they are made, and the static ones are made together: so one that is gone, new
 // or replaced is known by its number, without a look at what it does.
 func (p *Proxier) checkChains(t tableName, timeouts map[uint32]int) (damage string, err error) {
@@ -178,7 +181,7 @@ func (p *Proxier) checkChains(t tableName, timeouts map[uint32]int) (damage stri
 	}
 	extra := map[string]bool{}
 	for seconds, n := range timeouts {
-		if n != len(families())*len(sides()) {
+		if n != timeoutChains {
 			return fmt.Sprintf("affinity of %d s is not complete", seconds), nil
 		}
 		for _, f := range families() {

@@ -77,7 +77,7 @@ func TestSpans(t *testing.T) {
 		{"::/0 fd00::/8 255.255.255.255/32", "255.255.255.255-255.255.255.255 ::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"},
 	} {
 		var prefixes []netip.Prefix
-		for _, text := range strings.Fields(test.in) {
+		for text := range strings.FieldsSeq(test.in) {
 			prefixes = append(prefixes, netip.MustParsePrefix(text))
 		}
 		spans := spansOf(prefixes)

@@ -16,7 +16,7 @@ func TestShape(t *testing.T) {
 	again := regexp.MustCompile(`(pick|draw)-(internal|external)\d-\d+|mod \d+|saddr/\d+`)
 	var lines []string
 	skip := false
-	for _, line := range strings.Split(staticShape(true).String(), "\n") {
+	for line := range strings.SplitSeq(staticShape(true).String(), "\n") {
 		if name, ok := strings.CutPrefix(line, "chain "); ok {
 			name, _, _ = strings.Cut(name, ":")
 			skip = regexp.MustCompile(`6$|external|-([3-9]|[1-9]\d|1\d[013-9]|\d{4,}|[2-9]\d\d)$`).MatchString(name)
