@@ -207,9 +207,6 @@ func (a *agent) address() error {
 // prepare builds everything that needs no pods. A pod range that cannot be is refused before anything is changed.
 func (a *agent) prepare(ctx context.Context) error {
 	o := a.o
-	if err := a.makePlane(ctx); err != nil {
-		return err
-	}
 	if len(o.PodCIDRs) > 0 {
 		if err := podnet.Check(podnet.Options{NodeAddrs: o.Addrs, PodCIDRs: o.PodCIDRs, Logger: o.Logger}); err != nil {
 			return err
@@ -224,6 +221,9 @@ func (a *agent) prepare(ctx context.Context) error {
 		if images, err = image.Load(o.Images, executable); err != nil {
 			return err
 		}
+	}
+	if err := a.makePlane(ctx); err != nil {
+		return err
 	}
 	if a.o.PodCIDRs, err = a.register(ctx); err != nil {
 		return err

@@ -79,12 +79,12 @@ type mention struct {
 	since uint64 // of the slice that said first that it does not lead there
 }
 
-// mentions are the pods of this node that a slice names.
+// mentions are the pods that a slice names on this node, or nowhere: those that model lets a fact be about.
 func (t *Traffic) mentions(s *discoveryv1.EndpointSlice) []mention {
 	var found []mention
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
-		if e.NodeName == nil || *e.NodeName != t.o.Node || e.TargetRef == nil || e.TargetRef.Kind != "Pod" {
+		if e.NodeName != nil && *e.NodeName != t.o.Node || e.TargetRef == nil || e.TargetRef.Kind != "Pod" {
 			continue
 		}
 		ready := e.Conditions.Ready == nil || *e.Conditions.Ready

@@ -322,6 +322,7 @@ func TestFactsOfThisNodeNeedNoAPI(t *testing.T) {
 		w.wants("10.244.1.2") // it drains, and is better than nothing
 
 		// A pod that is over stays down while a slice names it, and some time more.
+		w.traffic.Down("b", model.LocalDead)
 		w.traffic.Down("a", model.LocalDead)
 		w.traffic.Forget("a")
 		<-time.After(10 * time.Minute)
