@@ -154,6 +154,7 @@ func conntrackRows() []testCase {
 			}
 			for _, step := range steps {
 				c.to(step[0])
+				c.must(c.Node.Enter(func() error { return c.options.Conntrack(c.ctx) }))
 				for socket, who := range clients {
 					to := who[1].(netip.AddrPort)
 					timeout := c.patience

@@ -2,7 +2,6 @@ package dptest
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -33,9 +32,6 @@ type Case struct {
 	failures []string
 	serving  map[*Place]func() error
 }
-
-// errStop ends a row that cannot go on.
-var errStop = errors.New("stop")
 
 // runCase returns what was wrong. What must happen has to happen before patience ends.
 func (s *Suite) runCase(ctx context.Context, number int, row testCase, patience time.Duration) []string {

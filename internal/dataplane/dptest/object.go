@@ -20,15 +20,17 @@ type Numbered int
 // Port is that of the Service, for TCP and UDP.
 const Port = 80
 
-// Addresses of the Service's frontends. ClusterIP and the others are of both families.
+// ClusterIP is the Service's of one family.
 func (n Numbered) ClusterIP(v6 bool) netip.Addr {
 	return pick(v6, fmt.Sprintf("10.96.1.%d", n), fmt.Sprintf("fd00:96::1:%x", int(n)))
 }
 
+// ExternalIP is the Service's of one family.
 func (n Numbered) ExternalIP(v6 bool) netip.Addr {
 	return pick(v6, fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("2001:db8:e::%x", int(n)))
 }
 
+// LoadBalancerIP is the Service's of one family.
 func (n Numbered) LoadBalancerIP(v6 bool) netip.Addr {
 	return pick(v6, fmt.Sprintf("198.51.100.%d", n), fmt.Sprintf("2001:db8:b::%x", int(n)))
 }

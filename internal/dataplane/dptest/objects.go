@@ -3,9 +3,8 @@ package dptest
 import (
 	"context"
 
-	"sigs.k8s.io/yaml"
-
 	"github.com/endpointd/endpointd/internal/model"
+	"github.com/endpointd/endpointd/internal/model/modeltest"
 )
 
 // An ObjectName is that of a "Service" or an "EndpointSlice".
@@ -19,26 +18,16 @@ type Objects struct {
 	lie     func(patch, endpoints string) (string, string) // nil = the truth
 }
 
-// decoded calls a method of [model.Input] with an object. The type comes from the method, so that this package knows no API type: what one means is
-// model's business alone.
-func decoded[T any](in model.Input, method func(model.Input, *T) model.Input, text []byte) (model.Input, error) {
-	object := new(T)
-	if err := yaml.UnmarshalStrict(text, object); err != nil {
-		return in, err
-	}
-	return method(in, object), nil
-}
-
 func (o *Objects) service(n Numbered, text []byte) (err error) {
 	o.changed[ObjectName{"Service", n.Key().Namespace, n.Key().Name}] = text
-	o.in, err = decoded(o.in, model.Input.WithService, text)
+	o.in, err = modeltest.Apply(o.in, string(text))
 	return err
 }
 
 func (o *Objects) slices(n Numbered, name string, texts [][]byte) (err error) {
 	for i, text := range texts {
 		o.changed[ObjectName{"EndpointSlice", n.Key().Namespace, sliceName(name, i == 1)}] = text
-		if o.in, err = decoded(o.in, model.Input.WithSlice, text); err != nil {
+		if o.in, err = modeltest.Apply(o.in, string(text)); err != nil {
 			return err
 		}
 	}

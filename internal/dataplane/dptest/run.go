@@ -21,7 +21,7 @@ func Run(t *testing.T, o Options) {
 	if o.Sockets {
 		rows = append(rows, socketRows()...)
 	}
-	if o.Conntrack {
+	if o.Conntrack != nil {
 		rows = append(rows, conntrackRows()...)
 	}
 	for i, failures := range s.runAll(ctx, rows, func(testCase) time.Duration { return patience }) {

@@ -23,8 +23,9 @@ type Options struct {
 	New func(w *World) ([]dataplane.Proxier, error)
 	// Sockets: clients on this node are translated when they connect, and connections to what is gone are closed. Needs [BPF].
 	Sockets bool
-	// Conntrack: packets of UDP clients that keep their port go to endpoints that are there.
-	Conntrack bool
+	// Conntrack, if not nil, brings what conntrack remembers to what is in force, as New is run; then packets of UDP clients that keep their port go to
+	// endpoints that are there. It is called where that is tested, because it costs 40 ms and more on a machine with a big table.
+	Conntrack func(ctx context.Context) error
 	// Objects, if not nil, is told of objects that changed, as JSON, before a Sync: name → object, nil for one that is gone.
 	Objects func(changed map[ObjectName][]byte)
 	// AnySource: it doesn't matter which clients are masqueraded, but for those that must not be.

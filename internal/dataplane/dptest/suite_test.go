@@ -27,35 +27,44 @@ func newEBPF(w *World) (dataplane.Proxier, error) {
 	})
 }
 
-// tracked is a Proxier that keeps conntrack right, as an agent does.
+// tracked is a Proxier that tells conntrack, as an agent does.
 type tracked struct {
 	dataplane.Proxier
 	tracker *conntrack.Tracker
 }
 
-func newTracked(w *World) (dataplane.Proxier, error) {
-	p, err := newNFTables(w)
-	if err != nil {
-		return nil, err
-	}
-	tracker, err := conntrack.New(conntrack.Options{})
-	if err != nil {
-		return nil, errors.Join(err, p.Close())
-	}
-	return &tracked{p, tracker}, nil
-}
-
 func (t *tracked) Sync(ctx context.Context, s *model.Snapshot) error {
 	t.tracker.Expect(s)
-	if err := t.Proxier.Sync(ctx, s); err != nil {
-		return err
+	err := t.Proxier.Sync(ctx, s)
+	if err == nil {
+		t.tracker.Applied(nil, s)
 	}
-	t.tracker.Applied(nil, s)
-	_, err := t.tracker.Reconcile(ctx)
 	return err
 }
 
 func (t *tracked) Close() error { return errors.Join(t.Proxier.Close(), t.tracker.Close()) }
+
+// withConntrack adds it to options whose first Proxier is nftables.
+func withConntrack(o Options) Options {
+	make := o.New
+	var tracker *conntrack.Tracker
+	o.New = func(w *World) ([]dataplane.Proxier, error) {
+		all, err := make(w)
+		if err != nil {
+			return nil, err
+		}
+		if tracker, err = conntrack.New(conntrack.Options{}); err != nil {
+			return nil, err
+		}
+		all[0] = &tracked{all[0], tracker}
+		return all, nil
+	}
+	o.Conntrack = func(ctx context.Context) error {
+		_, err := tracker.Reconcile(ctx)
+		return err
+	}
+	return o
+}
 
 func compose(makers ...func(w *World) (dataplane.Proxier, error)) func(w *World) ([]dataplane.Proxier, error) {
 	return func(w *World) ([]dataplane.Proxier, error) {
@@ -99,10 +108,10 @@ func damage() map[string]func(ctx context.Context) error {
 
 // TestPackets is the data plane without eBPF.
 func TestPackets(t *testing.T) {
-	Run(t, Options{New: compose(newTracked), Conntrack: true, Damage: damage()})
+	Run(t, withConntrack(Options{New: compose(newNFTables), Damage: damage()}))
 }
 
 // TestSockets is the data plane with eBPF.
 func TestSockets(t *testing.T) {
-	Run(t, Options{New: compose(newTracked, newEBPF), Sockets: true, Conntrack: true, Damage: damage()})
+	Run(t, withConntrack(Options{New: compose(newNFTables, newEBPF), Sockets: true, Damage: damage()}))
 }

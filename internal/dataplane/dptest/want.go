@@ -152,7 +152,7 @@ func (c *Case) answers(e expectation, client *Place, protocol model.Protocol, to
 	for i := 0; i < fewest || (len(seen) < len(e.endpoints) && i < most); i++ {
 		answer, err := client.Ask(protocol, to, c.patience)
 		if err != nil {
-			return fmt.Errorf("connection %d, after %v: %w", i+1, seen, err)
+			return fmt.Errorf("connection %d, after %v: %w%s", i+1, seen, err, c.flows(to))
 		}
 		if !slices.Contains(e.endpoints, answer.Server) {
 			return fmt.Errorf("connection %d, after %v: %s answered", i+1, seen, answer.Server)
@@ -169,6 +169,27 @@ func (c *Case) answers(e expectation, client *Place, protocol model.Protocol, to
 		return fmt.Errorf("%d connections reached only %v", most, seen)
 	}
 	return nil
+}
+
+// flows are what conntrack of the node knows of a frontend, for somebody who wonders why nobody answers.
+func (c *Case) flows(to netip.AddrPort) string {
+	var found []string
+	err := c.Node.Do(func() error {
+		table, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
+		for line := range strings.Lines(string(table)) {
+			fields := strings.Fields(line)
+			if slices.Contains(fields, fmt.Sprintf("dport=%d", to.Port())) &&
+				(slices.Contains(fields, "dst="+to.Addr().String()) || slices.Contains(fields, "dst="+to.Addr().StringExpanded())) {
+				found = append(found, "\n\t"+strings.Join(fields, " "))
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return ""
+	}
+	const most = 20
+	return strings.Join(found[max(0, len(found)-most):], "")
 }
 
 // wantSeen holds the address that a server sees: that of the client if it is a pod of this node, for the answer comes back through the node; else one

@@ -36,10 +36,12 @@ type World struct {
 	sw *Place
 }
 
-// Names of what the model is told of the World.
+// Names that the model is told.
 const (
-	NodeName, PeerName = "node-1", "node-2"
-	NodeZone, PeerZone = "zone-1", "zone-2"
+	NodeName = "node-1"
+	NodeZone = "zone-1"
+	PeerName = "node-2"
+	PeerZone = "zone-2"
 )
 
 // Extra is an address of Node on which no NodePort answers.
