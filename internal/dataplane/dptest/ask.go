@@ -34,7 +34,7 @@ type Conn struct {
 func (p *Place) Dial(protocol model.Protocol, to netip.AddrPort, timeout time.Duration) (*Conn, error) {
 	c := &Conn{protocol: protocol}
 	err := p.Do(func() error {
-		fd, err := p.socket(protocol, to.Addr().Is6(), 0)
+		fd, err := p.socket(protocol, to.Addr().Is6())
 		if err != nil {
 			return err
 		}
@@ -57,8 +57,8 @@ func (p *Place) Dial(protocol model.Protocol, to netip.AddrPort, timeout time.Du
 	return c, nil
 }
 
-// socket is a new one of the thread's namespace. Port is the source port of a UDP socket; with 0, it is one that no other had.
-func (p *Place) socket(protocol model.Protocol, v6 bool, port uint16) (int, error) {
+// socket is a new one of the thread's namespace; a UDP socket has a port that no other had.
+func (p *Place) socket(protocol model.Protocol, v6 bool) (int, error) {
 	family, any := unix.AF_INET, netip.IPv4Unspecified()
 	if v6 {
 		family, any = unix.AF_INET6, netip.IPv6Unspecified()
@@ -71,13 +71,10 @@ func (p *Place) socket(protocol model.Protocol, v6 bool, port uint16) (int, erro
 	if err != nil {
 		return -1, err
 	}
-	switch {
-	case protocol == model.TCP:
+	if protocol == model.TCP {
 		// Closed with RST, so that no TIME_WAIT of one case meets another's connection.
 		err = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	case port > 0:
-		err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(any, port)))
-	default:
+	} else {
 		err = p.bind(fd, any)
 	}
 	if err != nil {
@@ -275,13 +272,10 @@ func (p *Place) SendTo(to netip.AddrPort, timeout time.Duration) (answer Answer,
 type Unconnected struct{ file *os.File }
 
 // Unconnected makes a socket in the place.
-func (p *Place) Unconnected(v6 bool) (*Unconnected, error) { return p.unconnectedAt(v6, 0) }
-
-// unconnectedAt makes one with a given source port; with 0, it is one that no other had.
-func (p *Place) unconnectedAt(v6 bool, port uint16) (*Unconnected, error) {
+func (p *Place) Unconnected(v6 bool) (*Unconnected, error) {
 	s := &Unconnected{}
 	return s, p.Do(func() error {
-		fd, err := p.socket(model.UDP, v6, port)
+		fd, err := p.socket(model.UDP, v6)
 		if err == nil {
 			s.file = os.NewFile(uintptr(fd), "udp")
 		}

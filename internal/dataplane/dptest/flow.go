@@ -39,22 +39,6 @@ func flowRows() []testCase {
 		{"new connections never fail while endpoints come and go", stream},
 		{"a packet that conntrack does not know does not reset a connection", invalid},
 		{"a UDP socket that is not connected is answered by whom it asked", unconnected},
-		{"a UDP client that has the number of a NodePort for its port is answered", func(c *Case) {
-			c.set(plain, "a x")
-			for _, client := range []*Place{c.Outside, c.Place("y"), c.Place("b"), c.Peer} {
-				for _, v6 := range []bool{false, true} {
-					to, err := c.Frontend("cluster", v6)
-					c.must(err)
-					// The node masquerades with the same port if it can: to a server's reply, that is the NodePort.
-					socket, err := client.unconnectedAt(v6, c.NodePort())
-					c.must(err)
-					_, from, err := socket.Ask(to, c.patience/4)
-					if err = errors.Join(err, socket.Close()); err != nil || from != to {
-						c.errorf("from %s to %s: %v", client.Name, to, err)
-					}
-				}
-			}
-		}},
 		{"a client's own address is what it asked for", func(c *Case) {
 			c.set(plain, "x")
 			for _, v6 := range []bool{false, true} {
@@ -231,6 +215,7 @@ func outlives(c *Case) {
 func stream(c *Case) {
 	c.set(plain, "a x")
 	stop := c.streams()
+	defer stop()
 	for range 5 {
 		for _, endpoints := range []string{"b x", "b y c", "c", "a b c x y z", "a x:notready y", "x:terminating", "a x"} {
 			for _, pod := range c.Pods {
@@ -241,7 +226,6 @@ func stream(c *Case) {
 			c.to(endpoints)
 		}
 	}
-	stop()
 }
 
 // streams are clients that connect without a pause; stop waits until each has connected often enough, and says what failed.
