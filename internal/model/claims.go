@@ -3,14 +3,15 @@ package model
 import (
 	"cmp"
 	"encoding/binary"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/cilium/statedb/part"
 )
 
-// claims says who has each frontend that any Service wants: the oldest. It's kept from one Snapshot to the next, so that a Service that
-// goes leaves its frontends to the next one in line without a search.
+// claims says who has each frontend that any Service wants: the one whose ClusterIP it is, else the oldest. It's kept from one Snapshot to the next, so that
+// a Service that goes leaves its frontends to the next one in line without a search.
 type claims struct {
 	lines part.Map[string, line] // claimKey → who wants it
 }
@@ -26,9 +27,23 @@ func claimKey(key FrontendKey) string {
 	return string(binary.BigEndian.AppendUint16(append(addr[:], byte(key.Protocol)), key.Port))
 }
 
-// before is the order in a line: by age; of equally old ones, by name.
-func before(a, b *service) int {
-	return cmp.Or(cmp.Compare(a.created, b.created), strings.Compare(a.id, b.id))
+// before is the order in a line for an address: by age; of equally old ones, by name. Whoever has it as a ClusterIP, which the API server gives to one
+// Service, comes first: anybody may write any external IP into his Service, and must not get another's traffic by that (CVE-2020-8554).
+func before(addr netip.Addr) func(a, b *service) int {
+	return func(a, b *service) int {
+		return cmp.Or(
+			cmp.Compare(a.foreign(addr), b.foreign(addr)),
+			cmp.Compare(a.created, b.created), strings.Compare(a.id, b.id),
+		)
+	}
+}
+
+// foreign is 0 for the Service's own ClusterIPs, and 1 for all other addresses.
+func (s *service) foreign(addr netip.Addr) int {
+	if slices.Contains(s.said.ClusterIPs, addr) {
+		return 0
+	}
+	return 1
 }
 
 func (c claims) owner(key FrontendKey) *service {
@@ -77,7 +92,7 @@ func (c *claiming) update(key FrontendKey, out, in *service) {
 		now = now.without(out)
 	}
 	if in != nil {
-		now = now.with(in)
+		now = now.with(in, key.Addr)
 	}
 	if now.owner == nil {
 		c.lines.Delete(id)
@@ -111,12 +126,12 @@ func (l line) without(s *service) line {
 	return line{owner: l.owner, rest: rest}
 }
 
-func (l line) with(s *service) line {
+func (l line) with(s *service, addr netip.Addr) line {
 	if l.owner == nil {
 		return line{owner: s}
 	}
 	all := append([]*service{l.owner}, l.rest...)
-	at, _ := slices.BinarySearchFunc(all, s, before)
+	at, _ := slices.BinarySearchFunc(all, s, before(addr))
 	all = slices.Insert(all, at, s)
 	return line{owner: all[0], rest: all[1:]}
 }

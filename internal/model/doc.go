@@ -11,7 +11,7 @@
 //   - Build is pure: the same Input gives the same Snapshot, whatever was before; the earlier Snapshot only spares work. A change
 //     costs in proportion to the Services that it touches, not to those that there are.
 //   - A Service that did not change is the same pointer in the next Snapshot; if none did, the Snapshot is the same.
-//   - No two Frontends have one key: the oldest Service has it, by creationTimestamp and then by key.
+//   - No two Frontends have one key: the one whose ClusterIP it is, else the oldest, by creationTimestamp and then by key.
 //   - An endpoint of a slice that is the same is mostly the same pointer, but who compares endpoints compares what they say.
 //   - Every endpoint in a Pool is one that its traffic policy allows; a Pool is sorted, of one family, without repetitions.
 //   - What cannot be used becomes a [Problem] and hurts nothing else. An object without a namespace or a name is none, and a slice without
