@@ -48,7 +48,7 @@ func (r *resolving) frontends() [][]want {
 		for _, w := range wants {
 			if owner := r.claims.owner(w.FrontendKey); owner != r.service {
 				r.problem(Problem{Kind: "Service", Object: r.said.Key, Reason: FrontendTaken, Message: fmt.Sprintf(
-					"%s belongs to the Service %s, which is older; give one of them another address or port", w.FrontendKey, owner.said.Key)})
+					"%s belongs to the Service %s; give one of them another address or port", w.FrontendKey, owner.said.Key)})
 				continue
 			}
 			owned[w.port] = append(owned[w.port], w)
