@@ -62,7 +62,7 @@ arch:
 
 .PHONY: lint
 lint: ## vet, staticcheck and the few others of .golangci.yaml
-	@$(LINT) run ./...
+	@$(LINT) run --allow-serial-runners ./...
 
 .PHONY: gen
 gen: ## write what is generated: go generate, docs/deps.txt

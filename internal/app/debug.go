@@ -88,7 +88,7 @@ func serveHTTP(ctx context.Context, l net.Listener, server *http.Server) error {
 	if server.Shutdown(limited) != nil {
 		_ = server.Close() // who still reads has had his time
 	}
-	_ = <-failed // that it was closed
+	<-failed // that it was closed
 	return nil
 }
 

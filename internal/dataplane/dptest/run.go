@@ -24,7 +24,7 @@ func Run(t *testing.T, o Options) {
 	if o.Conntrack != nil {
 		rows = append(rows, conntrackRows()...)
 	}
-	for i, failures := range s.runAll(ctx, rows, func(testCase) time.Duration { return patience }) {
+	for i, failures := range s.runAll(ctx, rows, abreast, func(testCase) time.Duration { return patience }) {
 		t.Run(rows[i].name, func(t *testing.T) {
 			for _, f := range failures {
 				t.Error(f)
@@ -54,10 +54,10 @@ func Run(t *testing.T, o Options) {
 // abreast is how many rows run at once: most of the time of a row is waiting for answers that must not come.
 const abreast = 12
 
-// runAll runs rows at once, and returns what was wrong with each.
-func (s *Suite) runAll(ctx context.Context, rows []testCase, patience func(testCase) time.Duration) [][]string {
+// runAll runs some rows at once, and returns what was wrong with each.
+func (s *Suite) runAll(ctx context.Context, rows []testCase, atOnce int, patience func(testCase) time.Duration) [][]string {
 	failures := make([][]string, len(rows))
-	places := make(chan struct{}, abreast)
+	places := make(chan struct{}, atOnce)
 	var wg sync.WaitGroup
 	for i, row := range rows {
 		places <- struct{}{}
@@ -77,7 +77,7 @@ func Compare(t *testing.T, o Options, accepted map[string]string) {
 	defer cancel()
 	rows := table()
 	known := map[string]bool{}
-	results := s.runAll(ctx, rows, func(row testCase) time.Duration {
+	results := s.runAll(ctx, rows, abreast, func(row testCase) time.Duration {
 		if accepted[row.name] != "" {
 			return time.Second // it fails anyway
 		}

@@ -26,6 +26,7 @@ type saboteur struct {
 	harm   func() error // to Node's nftables
 	fails  []string     // nil = all rows but those that expect nothing
 	passes []string     // rows that it gets right, so that the others fail for the reason meant
+	alone  bool         // another row would help
 }
 
 func endpointsLie(f func(endpoints string) string) func(string, string) (string, string) {
@@ -64,7 +65,7 @@ func saboteurs() []saboteur {
 		local      = "external policy Local: clients from outside reach endpoints here, with their own address"
 	)
 	return []saboteur{
-		{name: "does nothing", wrap: func(dataplane.Proxier) dataplane.Proxier { return idle{} }},
+		{name: "does nothing", wrap: func(p dataplane.Proxier) dataplane.Proxier { return idle{p} }},
 		{
 			name: "leads everything to one endpoint", passes: []string{none},
 			lie: endpointsLie(func(endpoints string) string {
@@ -136,7 +137,7 @@ func saboteurs() []saboteur {
 			fails: []string{everywhere, local, "both policies Local"}, passes: []string{"internal policy Local, no endpoint at all: refused"},
 		},
 		{
-			name: "lags behind", wrap: func(p dataplane.Proxier) dataplane.Proxier { return &late{Proxier: p} },
+			name: "lags behind", wrap: func(p dataplane.Proxier) dataplane.Proxier { return &late{Proxier: p} }, alone: true,
 			fails: []string{unready, "endpoints come and go", "frontends come and go", "a policy changes while there are clients"},
 		},
 	}
@@ -174,7 +175,11 @@ func TestSuiteCanFail(t *testing.T) {
 				}
 				rows = append(rows, byName[name])
 			}
-			results := s.runAll(t.Context(), rows, func(row testCase) time.Duration {
+			atOnce := abreast
+			if sab.alone {
+				atOnce = 1
+			}
+			results := s.runAll(t.Context(), rows, atOnce, func(row testCase) time.Duration {
 				if slices.Contains(sab.fails, row.name) {
 					return 200 * time.Millisecond
 				}
@@ -190,12 +195,9 @@ func TestSuiteCanFail(t *testing.T) {
 }
 
 // idle is a Proxier that does nothing.
-type idle struct{}
+type idle struct{ dataplane.Proxier }
 
 func (idle) Sync(context.Context, *model.Snapshot) error { return nil }
-func (idle) Verify(context.Context) (bool, error)        { return false, nil }
-func (idle) Remove(context.Context) error                { return nil }
-func (idle) Close() error                                { return nil }
 
 // late syncs the Snapshot before.
 type late struct {

@@ -71,11 +71,11 @@ func (w *world) set(s spec) {
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name + "-a", Labels: map[string]string{discoveryv1.LabelServiceName: name}},
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To(""), Protocol: ptr.To(corev1.ProtocolTCP), Port: ptr.To[int32](8080)}},
+		Ports:       []discoveryv1.EndpointPort{{Name: new(""), Protocol: ptr.To(corev1.ProtocolTCP), Port: ptr.To[int32](8080)}},
 	}
 	for _, e := range s.endpoints {
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Addresses: []string{endpoint(e).Addr().String()}, NodeName: ptr.To([]string{"there", "here"}[e%2]),
+			Addresses: []string{endpoint(e).Addr().String()}, NodeName: new([]string{"there", "here"}[e%2]),
 		})
 	}
 	w.input = w.input.WithService(service).WithSlice(slice)
