@@ -145,12 +145,14 @@ func saboteurs() []saboteur {
 
 // TestSuiteCanFail holds that wrong data planes are found out.
 func TestSuiteCanFail(t *testing.T) {
+	t.Parallel()
 	byName := map[string]testCase{}
 	for _, row := range table() {
 		byName[row.name] = row
 	}
 	for _, sab := range saboteurs() {
 		t.Run(sab.name, func(t *testing.T) {
+			t.Parallel()
 			s := NewSuite(t, Options{New: func(w *World) ([]dataplane.Proxier, error) {
 				if sab.harm != nil {
 					if err := sab.harm(); err != nil {
@@ -229,6 +231,7 @@ func chain(name string, kind nftables.ChainType, hook *nftables.ChainHook, do ..
 
 // TestLifeCanFail holds the same of what is no row of the table: restarts, damage, needless writes.
 func TestLifeCanFail(t *testing.T) {
+	t.Parallel()
 	restartRow := aloneRows()[0]
 	cases := map[string]struct {
 		wrap func(dataplane.Proxier) dataplane.Proxier
@@ -272,6 +275,7 @@ func TestLifeCanFail(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := NewSuite(t, Options{New: func(w *World) ([]dataplane.Proxier, error) {
 				p, err := newNFTables(w)
 				if err != nil {

@@ -108,10 +108,12 @@ func damage() map[string]func(ctx context.Context) error {
 
 // TestPackets is the data plane without eBPF.
 func TestPackets(t *testing.T) {
+	t.Parallel()
 	Run(t, withConntrack(Options{New: compose(newNFTables), Damage: damage()}))
 }
 
 // TestSockets is the data plane with eBPF.
 func TestSockets(t *testing.T) {
+	t.Parallel()
 	Run(t, withConntrack(Options{New: compose(newNFTables, newEBPF), Sockets: true, Damage: damage()}))
 }
