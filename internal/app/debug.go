@@ -88,7 +88,9 @@ func serveHTTP(ctx context.Context, l net.Listener, server *http.Server) error {
 	if server.Shutdown(limited) != nil {
 		_ = server.Close() // who still reads has had his time
 	}
-	<-failed // that it was closed
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
 	return nil
 }
 
