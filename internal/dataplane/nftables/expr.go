@@ -14,6 +14,7 @@ const (
 	ctStateInvalid = 1  // NF_CT_STATE_INVALID_BIT
 	ctStateNew     = 8  // NF_CT_STATE_BIT(IP_CT_NEW)
 	ctStatusDNAT   = 32 // IPS_DST_NAT
+	portsGiven     = 2  // NF_NAT_RANGE_PROTO_SPECIFIED
 	randomFully    = 16 // NF_NAT_RANGE_PROTO_RANDOM_FULLY
 	linkLoopback   = unix.ARPHRD_LOOPBACK
 	typeVerdict    = 0xffffff00 // NFT_DATA_VERDICT
@@ -202,11 +203,16 @@ func (f family) dnat(addr, port register) part {
 	})}
 }
 
-// masquerade chooses the port at random, so that connections that begin at the same moment hardly ever take the same one.
+// masquerade chooses the port at random, so that connections that begin at the same moment hardly ever take the same one, and above the usual range of
+// NodePorts: else an answer to such a client would look like something sent to a NodePort, and be led elsewhere by a data plane that sees it leave.
 func masquerade() part {
-	return part{text: "masquerade fully-random", code: expression("masq", func(b []byte) []byte {
-		return attr32(b, unix.NFTA_MASQ_FLAGS, randomFully)
+	lowest, highest := register(0), register(1)
+	p := part{code: expression("masq", func(b []byte) []byte {
+		b = attr32(b, unix.NFTA_MASQ_FLAGS, randomFully|portsGiven)
+		b = attr32(b, unix.NFTA_MASQ_REG_PROTO_MIN, lowest.number())
+		return attr32(b, unix.NFTA_MASQ_REG_PROTO_MAX, highest.number())
 	})}
+	return join("masquerade to :32768-65535 fully-random", immediate(lowest, 0x80, 0), immediate(highest, 0xff, 0xff), p)
 }
 
 func reject(text string, kind uint32, code byte) part {
