@@ -76,13 +76,18 @@ func endOrder(n *nodes) {
 		what string
 		at   time.Time
 	}{
-		{"deleted", deleted}, {"endpoint terminating", terminating}, {"preStop", said["preStop"]}, {"end of preStop", said["stopped"]}, {"SIGTERM", said["term"]}, {"gone", gone},
+		{"deleted", deleted}, {"preStop", said["preStop"]}, {"end of preStop", said["stopped"]}, {"SIGTERM", said["term"]}, {"gone", gone},
 	}
 	for i, s := range steps[1:] {
 		n.Logf("%-20s %v", s.what, s.at.Sub(deleted))
 		if s.at.Before(steps[i].at) {
 			n.Errorf("%s came before %s", s.what, steps[i].what)
 		}
+	}
+	n.Logf("%-20s %v", "endpoint terminating", terminating.Sub(deleted))
+	// The nodes have heard of it before preStop, which takes half a second; the test may hear of it a little later.
+	if terminating.After(said["stopped"]) {
+		n.Error("the endpoint was seen to be terminating after preStop only")
 	}
 	if wait := said["preStop"].Sub(terminating); wait > 1500*time.Millisecond {
 		n.Errorf("preStop came %v after the endpoint was seen to be terminating, want that all nodes have said before --drain-grace that they lead nobody there", wait)
