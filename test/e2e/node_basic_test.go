@@ -147,8 +147,8 @@ func basicExec(n *nodes) {
 	}
 	n.has(n.refused("exec", "e", "--", "no-such-command"), "no-such-command")
 
-	// With a terminal, as a person would.
-	cmd := n.kubectl.Command("-n", n.name, "exec", "-it", "e", "--", "sh", "-c", `tty >/dev/null && stty size; read line; echo "got $line"; exit 5`)
+	// With a terminal, as a person would. Its size comes by itself, maybe after the start.
+	cmd := n.kubectl.Command("-n", n.name, "exec", "-it", "e", "--", "sh", "-c", `tty >/dev/null && until [ "$(stty size)" = "31 91" ]; do sleep 0.01; done; stty size; read line; echo "got $line"; exit 5`)
 	cmd.Stdin = nil
 	terminal, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 31, Cols: 91})
 	check(n.T, err)
