@@ -1,12 +1,9 @@
 package conntrack
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
 	"runtime"
 	"syscall"
 	"testing"
@@ -22,26 +19,8 @@ import (
 	"github.com/endpointd/endpointd/internal/testkit"
 )
 
-// insideEnv tells the test binary that it runs in namespaces made for it.
-const insideEnv = "CONNTRACK_TEST_INSIDE"
-
 // TestMain runs the tests in a user and a network namespace of their own, so that none can touch the machine's network.
-func TestMain(m *testing.M) {
-	if os.Getenv(insideEnv) != "" || testkit.Net().Probe(context.Background()) != nil {
-		testkit.Main(m)
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = testkit.AsRootOf(syscall.CLONE_NEWNET | syscall.CLONE_NEWNS)
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(cmd.ProcessState.ExitCode())
-}
+func TestMain(m *testing.M) { testkit.MainInside(m, syscall.CLONE_NEWNET|syscall.CLONE_NEWNS) }
 
 // place is a network namespace in which lo has all addresses that a test needs: the node's 192.0.2.1, clients' 10.2.0.1, pods' 10.1.0.1 to .9
 // and the like of IPv6. Packets to Services that nobody translates leave through a pair of interfaces of which the other end leads nowhere.
@@ -54,10 +33,7 @@ type place struct {
 
 func newPlace(t testing.TB) *place {
 	t.Helper()
-	if os.Getenv(insideEnv) == "" {
-		testkit.Need(t, testkit.Net())
-		t.Fatal("the test binary did not start itself again in namespaces of its own")
-	}
+	testkit.NeedInside(t)
 	p := &place{}
 	thread(t, func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {

@@ -38,7 +38,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T, addrs ...string) *world {
-	needNamespace(t)
+	testkit.NeedInside(t)
 	w := &world{t: t, client: &http.Client{Transport: &http.Transport{}, Timeout: patience}}
 	w.healthy.Store(true)
 	w.server = New(Options{Healthy: w.healthy.Load, Logger: slog.New(slog.NewTextHandler(&w.log, nil))})
@@ -364,7 +364,7 @@ func TestWalk(t *testing.T) {
 
 // TestEndless holds that Run ends with its context even while a client holds a connection.
 func TestEndless(t *testing.T) {
-	needNamespace(t)
+	testkit.NeedInside(t)
 	s := New(Options{})
 	w := &world{t: t, server: s, client: http.DefaultClient, input: model.Input{}.WithNetwork(model.Network{
 		Node: "here", NodePortAddrs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,36 +19,9 @@ import (
 	"github.com/endpointd/endpointd/internal/testkit"
 )
 
-// insideEnv tells the test binary that it runs in namespaces made for it.
-const insideEnv = "PODNET_TEST_INSIDE"
-
 // TestMain runs the tests in a user and a network namespace of their own, so that none can touch the machine's network.
 // Where the kernel does not allow that, only the tests without packets run.
-func TestMain(m *testing.M) {
-	if os.Getenv(insideEnv) != "" || testkit.Net().Probe(context.Background()) != nil {
-		testkit.Main(m)
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = testkit.AsRootOf(syscall.CLONE_NEWNET | syscall.CLONE_NEWNS)
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(cmd.ProcessState.ExitCode())
-}
-
-// needNamespaces skips a test outside of namespaces made for it.
-func needNamespaces(t testing.TB) {
-	t.Helper()
-	if os.Getenv(insideEnv) == "" {
-		testkit.Need(t, testkit.Net())
-		t.Fatal("the test binary did not start itself again in namespaces of its own")
-	}
-}
+func TestMain(m *testing.M) { testkit.MainInside(m, syscall.CLONE_NEWNET|syscall.CLONE_NEWNS) }
 
 // place is a network namespace: a switch, a node, a pod or something outside.
 type place struct {
@@ -61,7 +32,7 @@ type place struct {
 
 func newPlace(t testing.TB, name string) *place {
 	t.Helper()
-	needNamespaces(t)
+	testkit.NeedInside(t)
 	p := &place{name: name}
 	current, err := netns.Get()
 	if err != nil {
