@@ -26,16 +26,22 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/endpointd/endpointd/internal/apiserver/etcd"
+	"github.com/endpointd/endpointd/internal/dataplane/dptest"
 	"github.com/endpointd/endpointd/internal/testkit"
 )
 
-// The test binary is also a server, for tests that kill one: with childDir it runs one in that folder, on childEtcd.
+// The test binary is also a server, for tests that kill one: with childDir it runs one in that folder, on childEtcd. With childPackets it runs
+// tests in namespaces of their own, see packets.
 const (
-	childDir  = "ENDPOINTD_TEST_DATA_DIR"
-	childEtcd = "ENDPOINTD_TEST_ETCD"
+	childDir     = "ENDPOINTD_TEST_DATA_DIR"
+	childEtcd    = "ENDPOINTD_TEST_ETCD"
+	childPackets = "ENDPOINTD_TEST_PACKETS"
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(childPackets) != "" {
+		dptest.Main(m, false)
+	}
 	if dir := os.Getenv(childDir); dir != "" {
 		o := serverOptions(dir)
 		if endpoint := os.Getenv(childEtcd); endpoint != "" {

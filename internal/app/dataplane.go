@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"github.com/endpointd/endpointd/internal/dataplane/healthcheck"
 	"github.com/endpointd/endpointd/internal/dataplane/nftables"
 	"github.com/endpointd/endpointd/internal/dataplane/rivals"
+	"github.com/endpointd/endpointd/internal/dataplane/slots"
 	"github.com/endpointd/endpointd/internal/model"
 )
 
@@ -78,7 +80,7 @@ func newPlane(ctx context.Context, o planeOptions) (*plane, error) {
 
 // choose makes the Proxiers, and says which and why.
 func (p *plane) choose(ctx context.Context) error {
-	tables, err := nftables.New(nftables.Options{Logger: p.o.log})
+	tables, err := nftables.New(nftables.Options{Logger: p.o.log, Adopted: p.inherit})
 	if err != nil {
 		return onThisKernel(err)
 	}
@@ -159,6 +161,19 @@ func (p *plane) synced(was, now *model.Snapshot) {
 	p.health.Applied(was, now)
 	p.checks.Set(now)
 	p.note(now)
+}
+
+// inherit has flows end that an earlier run led to Services that were deleted since. It is called before the first Snapshot is in force.
+func (p *plane) inherit(left *slots.Table) {
+	p.tracker.Inherit(func(yield func(model.FrontendKey, []netip.AddrPort) bool) {
+		for key, f := range left.Frontends {
+			for _, pool := range []slots.PoolID{f.Internal.Pool, f.External.Pool} {
+				if to := left.Pools[pool]; len(to) > 0 && !yield(key, to) {
+					return
+				}
+			}
+		}
+	})
 }
 
 // note notes what is in force.

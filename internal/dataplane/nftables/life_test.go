@@ -16,6 +16,7 @@ import (
 
 	"github.com/endpointd/endpointd/internal/dataplane"
 	"github.com/endpointd/endpointd/internal/dataplane/dptest"
+	"github.com/endpointd/endpointd/internal/dataplane/slots"
 	"github.com/endpointd/endpointd/internal/model"
 )
 
@@ -295,4 +296,50 @@ func withAffinity(input model.Input, seconds int32) model.Input {
 		object.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &seconds}}
 	}
 	return input.WithService(object)
+}
+
+// TestAdopted holds that what an earlier run left in force is told once, before it is changed, whether the table can stay or not.
+func TestAdopted(t *testing.T) {
+	w := dptest.NewWorld(t)
+	empty := model.Build(model.Input{}.WithNetwork(dptest.Network()), nil)
+	left := func(s *model.Snapshot) (text string) {
+		t.Helper()
+		var p *Proxier
+		in(t, w, func() (err error) {
+			p, err = New(Options{Adopted: func(left *slots.Table) {
+				text += "told"
+				for key, f := range left.Frontends {
+					text += fmt.Sprintf(" %s:%d %v", key.Addr, key.Port, left.Pools[f.Internal.Pool])
+				}
+			}})
+			return err
+		})
+		for range 2 {
+			if err := p.Sync(t.Context(), s); err != nil {
+				t.Error(err)
+			}
+			p.forget()
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		return text
+	}
+	input, _ := served(t, w)
+	s := model.Build(input, nil)
+	if got := left(s); got != "" {
+		t.Errorf("nothing was there: %s", got)
+	}
+	want := fmt.Sprintf("told %s:80 [%s:8080]", clusterIP(1), w.Pods[0].V4)
+	if got := left(s); got != want {
+		t.Errorf("the same table: %s, want %s", got, want)
+	}
+	damage := damages()["a rule is added"]
+	in(t, w, func() error { return asStranger(damage) })
+	if got := left(empty); got != want {
+		t.Errorf("a table with a stranger's rule: %s, want %s", got, want)
+	}
+	if got := left(empty); got != "told" {
+		t.Errorf("a table without Services: %s", got)
+	}
 }

@@ -21,6 +21,9 @@ const DefaultTable = "endpointd-services"
 type Options struct {
 	// Table is the name of the table; "" is [DefaultTable]. A second one, with "-b" after it, takes turns with it when the shape changes.
 	Table string
+	// Adopted, if not nil, is told in the first Sync, once, before what is in force changes, what an earlier run left there as far as it is
+	// known. It must neither keep nor change the Table. Without such a run it is not called.
+	Adopted func(*slots.Table)
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -38,7 +41,8 @@ type Proxier struct {
 	have *state          // what the kernel has; nil if that's not known
 	last *model.Snapshot // after which have is; nil if have was read
 	// synced is that of the last Sync that succeeded.
-	synced *model.Snapshot
+	synced  *model.Snapshot
+	adopted bool // Options.Adopted was called
 }
 
 // New opens nftables of the network namespace of the calling thread. It changes nothing there.
@@ -120,6 +124,7 @@ func (p *Proxier) find() error {
 		return err
 	}
 	first := tableName(p.options.Table)
+	var left *slots.Table
 	for _, name := range []tableName{first, p.otherName(first)} {
 		o, err := p.observe(name)
 		if err != nil {
@@ -129,17 +134,27 @@ func (p *Proxier) find() error {
 		case !o.exists:
 		case o.damage == "":
 			p.name, p.have = name, o.state
+			p.adopt(o.left)
 			return p.removeOther(name)
 		default:
 			p.log.Info("an nftables table is replaced", "component", "nftables", "table", string(name), "why", o.damage)
 			if hooked, err := p.hooked(name); err != nil {
 				return err
 			} else if hooked {
-				p.name = name
+				p.name, left = name, o.left
 			}
 		}
 	}
+	p.adopt(left)
 	return nil
+}
+
+// adopt tells of what an earlier run left in force; nil is nothing.
+func (p *Proxier) adopt(left *slots.Table) {
+	if left != nil && p.options.Adopted != nil && p.synced == nil && !p.adopted {
+		p.adopted = true
+		p.options.Adopted(left)
+	}
 }
 
 // removeOther deletes what a run that ended while it built a table has left.

@@ -18,6 +18,8 @@ type observation struct {
 	// damage says what of its shape is not as this program makes it; "" if all is.
 	damage string
 	state  *state // nil if it's damaged
+	// left is the state's table; if the damage is not in its elements, it is there nevertheless.
+	left *slots.Table
 }
 
 // maxReads is how often tables are read again because they changed meanwhile.
@@ -80,6 +82,7 @@ func (p *Proxier) observeOnce(t tableName) (observation, error) {
 	}
 	reader.finish()
 	if reader.damage == "" {
+		o.left = o.state.table
 		for _, v := range p.shape.verdicts {
 			if !reader.verdicts[v] {
 				reader.damage = fmt.Sprintf("element %s of %s is gone", className(v.class), v.set.name())
