@@ -200,7 +200,8 @@ func (u *up) compose() {
 			n.Args = append(n.Args, "--images", u.Images)
 		}
 		// Never all of this machine, which an agent would take without being told.
-		n.Args = append(n.Args, "--cgroup", cmp.Or(cgroups[n.Name], NoCgroup))
+		n.Cgroup = cgroups[n.Name]
+		n.Args = append(n.Args, "--cgroup", cmp.Or(n.Cgroup, NoCgroup))
 	}
 }
 

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -10,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/endpointd/endpointd/internal/node/shim/cgroup"
 )
@@ -45,6 +48,46 @@ func MakeCgroups(dataDir string, nodes []Node) map[string]string {
 	}
 	return paths
 }
+
+// leaf is the cgroup of one command on a node, beside those of its pods: the node's data plane leads its connections as it does theirs. Nil is none.
+type leaf struct {
+	path string
+	dir  *os.File
+}
+
+// newLeaf makes one below a node's cgroup, nil where it cannot.
+func newLeaf(node string) *leaf {
+	if node == "" {
+		return nil
+	}
+	path, err := os.MkdirTemp(node, "exec-")
+	if err != nil {
+		return nil
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		_ = os.Remove(path)
+		return nil
+	}
+	return &leaf{path, dir}
+}
+
+// remove returns when nothing is left in it and it is gone, or when ctx ends; Clean removes it then.
+func (l *leaf) remove(ctx context.Context) {
+	for wait := time.Millisecond; !l.gone(); wait = min(2*wait, leafPeriod) {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// leafPeriod is between two looks at what a command left in the background.
+const leafPeriod = time.Second
+
+// gone removes it if no process is left in it.
+func (l *leaf) gone() bool { return !errors.Is(unix.Rmdir(l.path), unix.EBUSY) }
 
 // cgroupGrace is how long the kernel may take to end what was killed.
 const cgroupGrace = 2 * time.Second

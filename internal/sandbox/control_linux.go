@@ -117,6 +117,7 @@ func (in *inside) status() *Status {
 func (in *inside) exec(ctx context.Context, c Command, streams []*os.File, r *receiver) answer {
 	refuse := func(code int, err error) answer { return answer{Exit: &code, Error: err.Error()} }
 	var spaces *namespaces
+	var group string
 	if c.Node != "" {
 		in.mu.Lock()
 		spaces = in.nodes[c.Node]
@@ -124,6 +125,7 @@ func (in *inside) exec(ctx context.Context, c Command, streams []*os.File, r *re
 		if spaces == nil {
 			return refuse(1, fmt.Errorf("there is no node %q: use one of %s", c.Node, strings.Join(in.nodeNames(), ", ")))
 		}
+		group = in.groupOf(c.Node)
 	}
 	if len(streams) != 3 || len(c.Args) == 0 {
 		return refuse(1, errors.New("a command has arguments and three streams"))
@@ -143,16 +145,11 @@ func (in *inside) exec(ctx context.Context, c Command, streams []*os.File, r *re
 	for _, f := range streams {
 		attr.Files = append(attr.Files, f.Fd())
 	}
-	pid, exited, err := in.reaper.start(func() (pid int, err error) {
-		err = spaces.within(func() error {
-			pid, err = syscall.ForkExec(path, c.Args, attr)
-			return err
-		})
-		return pid, err
-	})
+	pid, exited, done, err := in.startCommand(ctx, spaces, group, path, c.Args, attr)
 	if err != nil {
 		return refuse(notExecutable, fmt.Errorf("%s: %w", path, err))
 	}
+	defer done()
 	closeFiles(streams) // a reader of the command's output sees its end
 	gone := make(chan struct{})
 	in.work.Go(func() { // until the client has gone, or serveClient has closed the connection
@@ -175,6 +172,49 @@ func (in *inside) exec(ctx context.Context, c Command, streams []*os.File, r *re
 	}
 	<-exited
 	return answer{}
+}
+
+// startCommand starts it in a cgroup of its own below group, or where we are if it cannot have one. What must be called when it has ended is done.
+func (in *inside) startCommand(ctx context.Context, spaces *namespaces, group, path string, args []string, attr *syscall.ProcAttr,
+) (pid int, exited <-chan syscall.WaitStatus, done func(), err error) {
+	start := func() (int, <-chan syscall.WaitStatus, error) {
+		return in.reaper.start(func() (pid int, err error) {
+			err = spaces.within(func() error {
+				pid, err = syscall.ForkExec(path, args, attr)
+				return err
+			})
+			return pid, err
+		})
+	}
+	done = func() {}
+	own := newLeaf(group)
+	if own == nil {
+		pid, exited, err = start()
+		return pid, exited, done, err
+	}
+	attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(own.dir.Fd())
+	pid, exited, err = start()
+	_ = own.dir.Close() // the command is there
+	if err != nil {
+		own.gone()
+		attr.Sys.UseCgroupFD = false // before Linux 5.7, or not ours to use
+		pid, exited, err = start()
+		return pid, exited, done, err
+	}
+	return pid, exited, func() {
+		if !own.gone() { // what it left in the background runs on
+			in.work.Go(func() { own.remove(ctx) })
+		}
+	}, nil
+}
+
+func (in *inside) groupOf(node string) string {
+	for _, n := range in.spec.Nodes {
+		if n.Name == node {
+			return n.Cgroup
+		}
+	}
+	return ""
 }
 
 func (in *inside) nodeNames() []string {

@@ -33,6 +33,7 @@ type Node struct {
 	Addrs    []netip.Addr   // one of each family
 	PodCIDRs []netip.Prefix // one of each family; the outer namespace routes them to the node
 	Args     []string       // of the agent
+	Cgroup   string         // of its pods and of commands that run there; "" = none
 }
 
 // The most nodes that a /24 of addresses and a /16 of pods leave room for, and the first one's address.

@@ -16,12 +16,12 @@ func TestLayout(t *testing.T) {
 	s, err := Layout(12, prefixes("10.244.0.0/16", "fd00:244::/56"), prefixes("10.96.0.0/16", "fd00:96::/112"))
 	check(t, err)
 	last := s.Nodes[11]
-	if got, want := fmt.Sprint(s.Gateways, last), "[10.200.0.1/24 fd00:200::1/64] {node-12 [10.200.0.22 fd00:200::16] [10.244.12.0/24 fd00:244:0:c::/64] []}"; got != want {
+	if got, want := fmt.Sprint(s.Gateways, last), "[10.200.0.1/24 fd00:200::1/64] {node-12 [10.200.0.22 fd00:200::16] [10.244.12.0/24 fd00:244:0:c::/64] [] }"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	six, err := Layout(1, prefixes("fd00:244::/56"), prefixes("fd00:96::/112"))
 	check(t, err)
-	if got, want := fmt.Sprint(six.Gateways, six.Nodes), "[fd00:200::1/64] [{node-1 [fd00:200::b] [fd00:244:0:1::/64] []}]"; got != want {
+	if got, want := fmt.Sprint(six.Gateways, six.Nodes), "[fd00:200::1/64] [{node-1 [fd00:200::b] [fd00:244:0:1::/64] [] }]"; got != want {
 		t.Errorf("IPv6 alone: got %s, want %s", got, want)
 	}
 	if got := Resolv(netip.MustParsePrefix("fd00:96::/112")); !strings.HasPrefix(got, "nameserver fd00:96::a\n") {
