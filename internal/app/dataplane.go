@@ -36,10 +36,11 @@ const (
 // planeOptions are those of a plane.
 type planeOptions struct {
 	kind   DataPlane
-	cgroup string          // folder of a cgroup file system of version 2, whose processes are eBPF's clients; "" = there is none
-	pins   string          // folder for what eBPF keeps
-	netns  func() []string // network namespaces of pods, for eBPF
-	listen string          // address of the server for load balancers and probes; "" = none
+	cgroup string                    // folder of a cgroup file system of version 2, whose processes are eBPF's clients; "" = there is none
+	pins   string                    // folder for what eBPF keeps
+	netns  func() []string           // network namespaces of pods, for eBPF
+	listen string                    // address of the server for load balancers and probes; "" = none
+	failed func(healthcheck.Failure) // told when load balancers cannot ask for a Service's health; nil = nobody is
 	log    *slog.Logger
 }
 
@@ -64,7 +65,7 @@ type plane struct {
 // newPlane chooses the mechanisms. Nothing is done to the kernel before the first Snapshot.
 func newPlane(ctx context.Context, o planeOptions) (*plane, error) {
 	p := &plane{o: o, health: &healthcheck.Proxy{}}
-	p.checks = healthcheck.New(healthcheck.Options{Healthy: p.health.Healthy, Logger: o.log})
+	p.checks = healthcheck.New(healthcheck.Options{Healthy: p.health.Healthy, Failed: o.failed, Logger: o.log})
 	if err := p.choose(ctx); err != nil {
 		p.close()
 		return nil, err

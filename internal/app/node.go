@@ -186,7 +186,7 @@ func (a *agent) connect() error {
 		return fmt.Errorf("kubeconfig %s: %w", a.o.Kubeconfig, err)
 	}
 	a.events = record.NewBroadcaster()
-	a.events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: a.client.CoreV1().Events("")})
+	a.events.StartRecordingToSink(quietSink{&corev1client.EventSinkImpl{Interface: a.client.CoreV1().Events("")}})
 	a.recorder = a.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "endpointd", Host: a.o.Name})
 	return nil
 }

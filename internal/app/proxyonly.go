@@ -13,7 +13,7 @@ import (
 )
 
 // forward is the work of an agent that stands in for kube-proxy on a node that a kubelet keeps: it reads Services, EndpointSlices and Nodes, leads
-// connections, and writes nothing to the API.
+// connections, and writes nothing to the API but Events.
 func (a *agent) forward(ctx context.Context) error {
 	if err := a.makePlane(ctx); err != nil {
 		return err

@@ -24,7 +24,8 @@ func (a *agent) makePlane(ctx context.Context) error {
 	var err error
 	o := a.o
 	a.plane, err = newPlane(ctx, planeOptions{
-		kind: o.DataPlane, cgroup: a.clients(), pins: pinsFolder(o.DataDir), netns: a.namespaces, listen: o.Healthz, log: o.Logger,
+		kind: o.DataPlane, cgroup: a.clients(), pins: pinsFolder(o.DataDir), netns: a.namespaces, listen: o.Healthz,
+		failed: healthEvents(a.recorder, o.Name), log: o.Logger,
 	})
 	if err == nil && o.NodePorts.Localhost() && !a.plane.ebpf {
 		o.Logger.Warn("node ports on loopback need eBPF, and are not reliable without it", "data_plane", a.plane.name)

@@ -36,6 +36,8 @@ import (
 type Options struct {
 	// Healthy says whether the data plane follows, for example [Proxy.Healthy]; nil = always.
 	Healthy func() bool
+	// Failed, if not nil, is called once for a Service that loses listeners, or cannot have them, with the first of them. It must not block.
+	Failed func(Failure)
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -69,6 +71,7 @@ type place struct {
 // A Failure is a listener that could not be opened.
 type Failure struct {
 	Service model.ServiceKey
+	UID     string // the Service's
 	Addr    netip.AddrPort
 	Err     error
 }
@@ -164,14 +167,30 @@ func (s *Server) reconcile(ctx context.Context, open map[place]*listener) (missi
 	s.mu.Lock()
 	before := s.failing
 	s.failing = failing
-	s.mu.Unlock()
 	for p, f := range failing {
-		if b := before[p]; b == nil || b.Err.Error() != f.Err.Error() {
-			s.options.Logger.Warn("a load balancer cannot ask for a Service's health, trying again",
-				"component", "healthcheck", "service", p.service.String(), "err", f.Err)
+		if service := s.latest.Service(p.service); service != nil {
+			f.UID = service.UID
 		}
 	}
+	s.mu.Unlock()
+	s.tell(before)
 	return len(failing) > 0
+}
+
+// tell says which listeners are missing that were not before.
+func (s *Server) tell(before map[place]*Failure) {
+	told := map[model.ServiceKey]bool{}
+	for _, f := range s.Failing() {
+		if b := before[place{service: f.Service, addr: f.Addr}]; b != nil && b.Err.Error() == f.Err.Error() {
+			continue
+		}
+		s.options.Logger.Warn("a load balancer cannot ask for a Service's health, trying again",
+			"component", "healthcheck", "service", f.Service.String(), "err", f.Err)
+		if s.options.Failed != nil && !told[f.Service] {
+			told[f.Service] = true
+			s.options.Failed(f)
+		}
+	}
 }
 
 // want are the listeners that the latest Snapshot asks for.

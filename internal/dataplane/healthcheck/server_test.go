@@ -34,6 +34,7 @@ type world struct {
 	server  *Server
 	healthy atomic.Bool
 	log     lines
+	failed  lines // what Options.Failed was told
 	client  *http.Client
 }
 
@@ -41,7 +42,9 @@ func newWorld(t *testing.T, addrs ...string) *world {
 	testkit.NeedInside(t)
 	w := &world{t: t, client: &http.Client{Transport: &http.Transport{}, Timeout: patience}}
 	w.healthy.Store(true)
-	w.server = New(Options{Healthy: w.healthy.Load, Logger: slog.New(slog.NewTextHandler(&w.log, nil))})
+	w.server = New(Options{Healthy: w.healthy.Load, Logger: slog.New(slog.NewTextHandler(&w.log, nil)), Failed: func(f Failure) {
+		_, _ = fmt.Fprintf(&w.failed, "%s %s %s\n", f.Service, f.UID, f.Addr)
+	}})
 	var nodePort []netip.Addr
 	for _, a := range addrs {
 		nodePort = append(nodePort, netip.MustParseAddr(a))
@@ -281,6 +284,45 @@ func TestPortTaken(t *testing.T) {
 	})
 	if n := strings.Count(w.log.String(), "trying again"); n != 1 {
 		t.Errorf("the failure was logged %d times, want once:\n%s", n, w.log.String())
+	}
+	if got, want := w.failed.String(), "shop/web 1 127.0.0.1:32000\n"; got != want {
+		t.Errorf("told of %q, want %q", got, want)
+	}
+}
+
+// TestFailedOnce holds that a Service with many addresses is told of once for one failure, and again for the next.
+func TestFailedOnce(t *testing.T) {
+	w := newWorld(t, "127.0.0.1", "127.0.0.2", "127.0.0.3")
+	take := func() net.Listener {
+		l, err := net.Listen("tcp4", "0.0.0.0:32000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	for round := range 3 {
+		taken := take()
+		w.set("web", 32000, 1, 0)
+		testkit.Await(t, patience, func() error {
+			if failing := w.server.Failing(); len(failing) != 3 {
+				return fmt.Errorf("failing: %v", failing)
+			}
+			return nil
+		})
+		w.set("web", 32000, 2, 0) // the next look finds nothing new
+		if err := taken.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, addr := range []string{"127.0.0.1:32000", "127.0.0.2:32000", "127.0.0.3:32000"} {
+			w.expect(addr, "200", 2)
+		}
+		if got, want := w.failed.String(), strings.Repeat("shop/web 1 127.0.0.1:32000\n", round+1); got != want {
+			t.Errorf("told of %q, want %q", got, want)
+		}
+		w.remove("web")
+		w.expectClosed("127.0.0.1:32000")
+		w.expectClosed("127.0.0.2:32000")
+		w.expectClosed("127.0.0.3:32000")
 	}
 }
 
