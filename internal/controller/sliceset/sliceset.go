@@ -25,6 +25,7 @@ package sliceset
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -199,6 +200,9 @@ func (s *Set) Want(k Key, w *Want) {
 
 // Wanted gives what was last handed to Want, or nil.
 func (s *Set) Wanted(k Key) *Want { return s.want[k] }
+
+// Keys are those of all endpoints wanted, in no order.
+func (s *Set) Keys() []Key { return slices.Collect(maps.Keys(s.want)) }
 
 // Len is the number of endpoints wanted, over all families.
 func (s *Set) Len() int { return len(s.want) }
