@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -112,6 +113,9 @@ func (p *plane) choose(ctx context.Context) error {
 
 // sockets makes the Proxier for clients on this node.
 func (p *plane) sockets(ctx context.Context) (dataplane.Proxier, error) {
+	if inUserNamespace() { // before a mount is refused, which would be named instead
+		return nil, &dataplane.UnsupportedError{Feature: "eBPF in a user namespace, as of users other than root,"}
+	}
 	if p.o.cgroup == "" {
 		return nil, &dataplane.UnsupportedError{Feature: "cgroup v2, which is not mounted or not writable here,"}
 	}
@@ -127,6 +131,12 @@ func (p *plane) sockets(ctx context.Context) (dataplane.Proxier, error) {
 		return nil, err // not a nil *Proxier in an interface
 	}
 	return sockets, nil
+}
+
+// inUserNamespace says whether root here is somebody else on the machine.
+func inUserNamespace() bool {
+	ids, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(ids)), " ") != "0 0 4294967295"
 }
 
 // onThisKernel adds the kernel's version to what it lacks.

@@ -189,7 +189,7 @@ func TestKernelWithoutBPF(t *testing.T) {
 		return err
 	})
 	if !errors.Is(err, dataplane.ErrNotSupported) || strings.Contains(err.Error(), "\n") ||
-		!strings.Contains(err.Error(), "--data-plane ebpf: ") || !strings.Contains(err.Error(), linux) {
+		!strings.Contains(err.Error(), "--data-plane ebpf: eBPF in a user namespace") || !strings.Contains(err.Error(), linux) {
 		t.Errorf("--data-plane ebpf: %v", err)
 	}
 
@@ -213,7 +213,7 @@ func TestKernelWithoutBPF(t *testing.T) {
 		t.Errorf("%v, %v", answer, err)
 	}
 	p.end()
-	if n := strings.Count(said.String(), "no eBPF: "); n != 1 || !strings.Contains(said.String(), "data_plane=nftables") || !strings.Contains(said.String(), linux) {
+	if n := strings.Count(said.String(), "no eBPF: eBPF in a user namespace"); n != 1 || !strings.Contains(said.String(), "data_plane=nftables") || !strings.Contains(said.String(), linux) {
 		t.Errorf("%d lines say why there is no eBPF:\n%s", n, &said)
 	}
 }
