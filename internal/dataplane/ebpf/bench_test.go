@@ -179,10 +179,57 @@ func BenchmarkSweep(b *testing.B) {
 				p.mustDial(b, "tcp", at(clusterIP(false, 1)))
 			}
 			for b.Loop() {
-				if closed, err := n.closer.sweep(b.Context(), n.snap, everythingLeft()); err != nil || closed > 0 {
+				w := newSweep(n.closer)
+				w.tcp, w.udp = true, true
+				if closed, err := w.run(b.Context(), n.snap); err != nil || closed > 0 {
 					b.Fatal(closed, err)
 				}
 			}
 		})
 	}
+}
+
+// BenchmarkLeave is how much of a CPU it takes, with all looks for sockets that follow, that an endpoint leaves on a node with so many network
+// namespaces: one to which a client was led, and one to which none was.
+func BenchmarkLeave(b *testing.B) {
+	for _, namespaces := range []int{1, 20, 50} {
+		for name, client := range map[string]bool{"unused": false, "used": true} {
+			b.Run(fmt.Sprintf("%d/%s", namespaces, name), func(b *testing.B) {
+				var paths []string
+				var places []*place
+				for range namespaces {
+					places = append(places, newPlace(b))
+					paths = append(paths, places[len(places)-1].path)
+				}
+				n := newNode(b, func(o *Options) { o.Logger, o.Namespaces = quiet(), func() []string { return paths } })
+				n.set(spec{n: 1, endpoints: []int{1, 2}})
+				n.sync()
+				n.settle()
+				var took time.Duration
+				for i := 0; b.Loop(); i++ {
+					if client {
+						_, err := places[0].ask("tcp", at(clusterIP(false, 1)))
+						n.must(err)
+					}
+					n.set(spec{n: 1, endpoints: []int{3 + i%2}})
+					n.snap = model.Build(n.in, n.snap)
+					start := cpu(b)
+					n.must(n.Sync(b.Context(), n.snap))
+					<-time.After(2 * time.Second) // and no polling, which takes time of a CPU
+					n.settle()
+					took += cpu(b) - start
+				}
+				b.ReportMetric(float64(took.Microseconds())/float64(b.N), "cpu-us/change")
+			})
+		}
+	}
+}
+
+// cpu is what this process has used.
+func cpu(b *testing.B) time.Duration {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,8 +31,9 @@ type Options struct {
 	// Logger is required.
 	Logger *slog.Logger
 
-	// firstFrontends and firstSlots are for tests; 0 is the constant of that name.
-	firstFrontends, firstSlots uint32
+	// first and pauses are for tests; 0 is the constant of that name, nil is defaultPauses.
+	first  capacity
+	pauses []time.Duration
 }
 
 // defaultCompare is when Options say nothing.
@@ -59,14 +61,18 @@ type Proxier struct {
 
 var _ dataplane.Proxier = (*Proxier)(nil)
 
-// New loads the programs and opens the maps that an earlier agent left, or makes new ones. Clients notice nothing of it before the first Sync. It must be
-// called in the node's network namespace. An error that is [dataplane.ErrNotSupported] says what the machine lacks.
+// New opens the maps that an earlier agent left, or makes new ones. Clients notice nothing of it before the first Sync, which loads the programs. It must be
+// called in the node's network namespace. An error that is [dataplane.ErrNotSupported] says what the machine lacks; to be sure beforehand that
+// all programs load and may be attached, ask [Supported].
 func New(o Options) (*Proxier, error) {
 	if o.Compare == 0 {
 		o.Compare = defaultCompare
 	}
-	if o.firstFrontends == 0 {
-		o.firstFrontends, o.firstSlots = firstFrontends, firstSlots
+	o.first.frontends = cmp.Or(o.first.frontends, firstFrontends)
+	o.first.slots = cmp.Or(o.first.slots, firstSlots)
+	o.first.used = cmp.Or(o.first.used, firstUsed)
+	if o.pauses == nil {
+		o.pauses = defaultPauses()
 	}
 	if err := foldersUsable(o); err != nil {
 		return nil, err
@@ -83,30 +89,46 @@ func New(o Options) (*Proxier, error) {
 		return nil, fmt.Errorf("ebpf: read the compiled programs: %w", err)
 	}
 	p := &Proxier{options: o, spec: spec, maps: &mapSet{}, attached: attached{dir: o.Pins, links: map[string]link.Link{}}}
-	if err := p.maps.open(spec, o.Pins, o.firstFrontends, o.firstSlots); err != nil {
+	if err := p.maps.open(spec, o.Pins, o.first); err != nil {
 		return nil, unsupported("BPF maps", err)
 	}
-	if p.programs, p.hooks, err = load(spec, p.maps); err != nil {
+	if err := probe(spec, p.maps); err != nil {
 		p.maps.close()
 		return nil, unsupported("BPF programs at cgroups", err)
 	}
 	if p.closer, err = newCloser(o, p); err != nil {
-		_ = p.programs.Close()
 		p.maps.close()
 		return nil, fmt.Errorf("ebpf: %w", err)
 	}
 	return p, nil
 }
 
-// load loads the programs so that they use these maps.
-func load(spec *ebpf.CollectionSpec, m *mapSet) (*programPrograms, []hook, error) {
+// probe loads and forgets the smallest program, whose kind is the newest: who may not load programs, or has a kernel that is too old, learns it
+// here. Loading all takes longer, and is done once it is known how large the maps must be.
+func probe(spec *ebpf.CollectionSpec, m *mapSet) error {
+	var one struct {
+		Program *ebpf.Program `ebpf:"sock_release"`
+	}
+	if err := assign(spec, m, &one); err != nil {
+		return err
+	}
+	return one.Program.Close()
+}
+
+// assign loads those programs that a struct has fields for, so that they use these maps.
+func assign(spec *ebpf.CollectionSpec, m *mapSet, programs any) error {
 	spec = spec.Copy()
 	replace := m.byName()
 	for name, replacement := range replace {
 		spec.Maps[name].MaxEntries = replacement.MaxEntries()
 	}
+	return spec.LoadAndAssign(programs, &ebpf.CollectionOptions{MapReplacements: replace})
+}
+
+// load loads the programs so that they use these maps.
+func load(spec *ebpf.CollectionSpec, m *mapSet) (*programPrograms, []hook, error) {
 	programs := &programPrograms{}
-	if err := spec.LoadAndAssign(programs, &ebpf.CollectionOptions{MapReplacements: replace}); err != nil {
+	if err := assign(spec, m, programs); err != nil {
 		return nil, nil, err
 	}
 	all, err := hooks(programs)
@@ -121,17 +143,7 @@ func (p *Proxier) Sync(ctx context.Context, s *model.Snapshot) error {
 	if p.table != nil && p.last == s {
 		return nil
 	}
-	var err error
-	var l left
-	if p.table == nil {
-		l = everythingLeft()
-		err = p.adopt(ctx, s)
-	} else {
-		l, err = p.change(ctx, s)
-	}
-	if err == nil && !p.inForce {
-		_, err = p.attach()
-	}
+	l, err := p.bring(ctx, s)
 	if err != nil {
 		p.table = nil // what is in the maps is read again
 		return fmt.Errorf("ebpf: %w", err)
@@ -141,22 +153,43 @@ func (p *Proxier) Sync(ctx context.Context, s *model.Snapshot) error {
 	return nil
 }
 
+// bring brings maps and hooks to a Snapshot, and says what may have left sockets behind.
+func (p *Proxier) bring(ctx context.Context, s *model.Snapshot) (l left, err error) {
+	if err := p.forget(); err != nil {
+		return l, err
+	}
+	if p.table == nil {
+		l, err = p.adopt(ctx, s)
+	} else {
+		l, err = p.change(ctx, s)
+	}
+	if err == nil && p.programs == nil {
+		if p.programs, p.hooks, err = load(p.spec, p.maps); err != nil {
+			err = unsupported("BPF programs at cgroups", err)
+		}
+	}
+	if err == nil && !p.inForce {
+		_, err = p.attach()
+	}
+	return l, err
+}
+
 // adopt brings maps of which nothing is known to a Snapshot.
-func (p *Proxier) adopt(ctx context.Context, s *model.Snapshot) error {
+func (p *Proxier) adopt(ctx context.Context, s *model.Snapshot) (left, error) {
 	c, err := p.maps.contents(ctx)
 	if err != nil {
-		return err
+		return left{}, err
 	}
 	had := size{frontends: len(c.frontends), slots: max(len(c.slots), len(c.members))}
 	table := adopt(c)
 	table.Apply(table.Plan(nil, s))
 	w := difference(c, table)
 	if err := p.write(ctx, had, w, table); err != nil {
-		return err
+		return left{}, err
 	}
 	p.table, p.compared = table, time.Now()
 	p.has = size{frontends: len(table.Frontends), slots: countSlots(table)}
-	return nil
+	return p.everythingLeft(ctx, w)
 }
 
 // change brings the maps from the last Snapshot to another one.
@@ -176,7 +209,7 @@ func (p *Proxier) change(ctx context.Context, s *model.Snapshot) (left, error) {
 			p.has.slots--
 		}
 	}
-	return whatLeft(c, p.last, s), nil
+	return whatLeft(w, p.last, s), nil
 }
 
 // write tells the maps. If they are too small, larger ones get the whole table.
@@ -194,12 +227,12 @@ func (p *Proxier) write(ctx context.Context, had size, w *writes, table *slots.T
 // grow makes larger maps for a table and has programs use them. Until the last moment the old ones are in use, and unchanged.
 func (p *Proxier) grow(ctx context.Context, table *slots.Table) error {
 	need := size{frontends: len(table.Frontends), slots: countSlots(table)}
-	frontends, slots, err := capacities(need)
+	c, err := capacities(need)
 	if err != nil {
 		return err
 	}
-	frontends, slots = max(frontends, p.options.firstFrontends), max(slots, p.options.firstSlots)
-	larger, err := p.maps.grown(p.spec, p.options.Pins, frontends, slots)
+	c.frontends, c.slots = max(c.frontends, p.options.first.frontends), max(c.slots, p.options.first.slots)
+	larger, err := p.maps.grown(p.spec, p.options.Pins, c)
 	if err != nil {
 		return err
 	}
@@ -210,16 +243,18 @@ func (p *Proxier) grow(ctx context.Context, table *slots.Table) error {
 	programs, hooks, err := load(p.spec, larger)
 	if err != nil {
 		larger.close()
-		return err
+		return unsupported("BPF programs at cgroups", err)
 	}
 	p.mu.Lock()
 	old := p.maps
 	p.maps = larger
 	p.mu.Unlock()
 	old.close()
-	_ = p.programs.Close()
+	if p.programs != nil {
+		_ = p.programs.Close()
+	}
 	p.programs, p.hooks, p.inForce = programs, hooks, false
-	p.options.Logger.Debug("maps have grown", "frontends", frontends, "slots", slots)
+	p.options.Logger.Debug("maps have grown", "frontends", c.frontends, "slots", c.slots)
 	return nil
 }
 
@@ -254,6 +289,9 @@ func (p *Proxier) Verify(ctx context.Context) (repaired bool, err error) {
 }
 
 func (p *Proxier) verify(ctx context.Context) (bool, error) {
+	if err := p.forget(); err != nil {
+		return false, err
+	}
 	attached, err := p.attach()
 	if err != nil {
 		return attached, err
@@ -276,14 +314,21 @@ func (p *Proxier) verify(ctx context.Context) (bool, error) {
 			_, err = p.attach() // if the maps have grown
 		}
 	}
-	p.closer.look(p.last, everythingLeft())
+	if err != nil {
+		return repaired, err
+	}
+	l, err := p.everythingLeft(ctx, w)
+	p.closer.look(p.last, l)
 	return repaired, err
 }
 
 // Close implements [dataplane.Proxier].
 func (p *Proxier) Close() error {
 	p.closer.close()
-	err := errors.Join(p.attached.close(), p.programs.Close())
+	err := p.attached.close()
+	if p.programs != nil {
+		err = errors.Join(err, p.programs.Close())
+	}
 	p.maps.close()
 	return err
 }
@@ -295,37 +340,4 @@ func (p *Proxier) Remove(context.Context) error {
 		return fmt.Errorf("ebpf: %w", err)
 	}
 	return nil
-}
-
-// isMember implements memory.
-func (p *Proxier) isMember(key programMemberKey) (bool, error) {
-	var value uint32
-	found, err := p.lookup(func(m *mapSet) *ebpf.Map { return m.members }, &key, &value)
-	return found, err
-}
-
-// connection implements memory.
-func (p *Proxier) connection(cookie uint64) (c programConnection, err error) {
-	_, err = p.lookup(func(m *mapSet) *ebpf.Map { return m.connections }, &cookie, &c)
-	return c, err
-}
-
-func (p *Proxier) lookup(of func(*mapSet) *ebpf.Map, key, value any) (found bool, err error) {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	err = of(p.maps).Lookup(key, value)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("read %s: %w", of(p.maps), err)
-	}
-	return true, nil
-}
-
-// records implements memory.
-func (p *Proxier) records(use func(fd int) error) error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return use(p.maps.records.FD())
 }

@@ -24,6 +24,12 @@ const (
 	lastSlots      = 1 << 22
 )
 
+// firstUsed is how many endpoints may be noted that clients on this node were led to. If there are more, the closer looks for sockets without notes.
+const firstUsed = 1 << 14
+
+// capacity is how many entries maps have.
+type capacity struct{ frontends, slots, used uint32 }
+
 // layoutVersion is to be raised when the meaning of keys or values changes, and not their sizes, which count by themselves.
 const layoutVersion = 1
 
@@ -33,6 +39,7 @@ type mapSet struct {
 	frontends, slots, members     *ebpf.Map
 	records, connections          *ebpf.Map
 	affinities, requests, replies *ebpf.Map
+	used                          *ebpf.Map
 }
 
 // holder is where a map is in a mapSet.
@@ -43,18 +50,19 @@ type holder struct {
 	entries uint32 // at least
 }
 
-func (m *mapSet) holders(frontends, slots uint32) []holder {
+func (m *mapSet) holders(c capacity) []holder {
 	// Of the free entries of such a map each CPU may hold 128 back.
 	recent := max(1<<14, ceil(512*uint32(runtime.NumCPU())))
 	return []holder{
-		{name: programMapFrontends, at: &m.frontends, isTable: true, entries: frontends},
-		{name: programMapSlots, at: &m.slots, isTable: true, entries: slots},
-		{name: programMapMembers, at: &m.members, isTable: true, entries: slots},
+		{name: programMapFrontends, at: &m.frontends, isTable: true, entries: c.frontends},
+		{name: programMapSlots, at: &m.slots, isTable: true, entries: c.slots},
+		{name: programMapMembers, at: &m.members, isTable: true, entries: c.slots},
 		{name: programMapRecords, at: &m.records},
 		{name: programMapConnections, at: &m.connections, entries: recent},
 		{name: programMapAffinities, at: &m.affinities, entries: recent},
 		{name: programMapRequests, at: &m.requests, entries: recent},
 		{name: programMapReplies, at: &m.replies, entries: recent},
+		{name: programMapUsed, at: &m.used, entries: c.used},
 	}
 }
 
@@ -67,12 +75,12 @@ func ceil(n uint32) uint32 {
 }
 
 // open finds the pinned maps of this layout, the largest of each, and makes and pins those that are missing.
-func (m *mapSet) open(spec *ebpf.CollectionSpec, dir string, frontends, slots uint32) error {
+func (m *mapSet) open(spec *ebpf.CollectionSpec, dir string, c capacity) error {
 	names, err := pinned(dir)
 	if err != nil {
 		return fmt.Errorf("read pins: %w", err)
 	}
-	for _, p := range m.holders(frontends, slots) {
+	for _, p := range m.holders(c) {
 		s := spec.Maps[p.name].Copy()
 		if p.entries > 0 { // sockets' own storage has no number
 			s.MaxEntries = max(p.entries, largest(names, pinPrefix(p.name, s)))
@@ -86,10 +94,10 @@ func (m *mapSet) open(spec *ebpf.CollectionSpec, dir string, frontends, slots ui
 }
 
 // grown has the same maps but those of the table, which are new, empty and can hold so much.
-func (m *mapSet) grown(spec *ebpf.CollectionSpec, dir string, frontends, slots uint32) (*mapSet, error) {
+func (m *mapSet) grown(spec *ebpf.CollectionSpec, dir string, c capacity) (*mapSet, error) {
 	n := &mapSet{}
-	old := m.holders(0, 0)
-	for i, p := range n.holders(frontends, slots) {
+	old := m.holders(capacity{})
+	for i, p := range n.holders(c) {
 		var err error
 		if p.isTable {
 			s := spec.Maps[p.name].Copy()
@@ -157,7 +165,7 @@ func largest(names []string, prefix string) uint32 {
 // byName is name → map.
 func (m *mapSet) byName() map[string]*ebpf.Map {
 	found := map[string]*ebpf.Map{}
-	for _, p := range m.holders(0, 0) {
+	for _, p := range m.holders(capacity{}) {
 		found[p.name] = *p.at
 	}
 	return found
@@ -166,7 +174,7 @@ func (m *mapSet) byName() map[string]*ebpf.Map {
 // pins are the names under which the maps are pinned.
 func (m *mapSet) pins(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 	found := map[string]*ebpf.Map{}
-	for _, p := range m.holders(0, 0) {
+	for _, p := range m.holders(capacity{}) {
 		s := spec.Maps[p.name].Copy()
 		s.MaxEntries = (*p.at).MaxEntries()
 		found[pinName(s)] = *p.at
@@ -204,7 +212,7 @@ func repin(path string, object interface {
 }
 
 func (m *mapSet) close() {
-	for _, p := range m.holders(0, 0) {
+	for _, p := range m.holders(capacity{}) {
 		_ = (*p.at).Close() // nil is closed
 	}
 }
@@ -220,14 +228,14 @@ func (m *mapSet) fits(has size, w *writes) bool {
 type size struct{ frontends, slots int }
 
 // capacities for a table of that size, so that it does not have to grow again soon.
-func capacities(need size) (frontends, slots uint32, err error) {
+func capacities(need size) (c capacity, err error) {
 	if need.frontends > lastFrontends {
-		return 0, 0, fmt.Errorf("%d frontends, and map %s can have %d", need.frontends, programMapFrontends, lastFrontends)
+		return c, fmt.Errorf("%d frontends, and map %s can have %d", need.frontends, programMapFrontends, lastFrontends)
 	}
 	if need.slots > lastSlots {
-		return 0, 0, fmt.Errorf("%d endpoints of pools, and map %s can have %d", need.slots, programMapSlots, lastSlots)
+		return c, fmt.Errorf("%d endpoints of pools, and map %s can have %d", need.slots, programMapSlots, lastSlots)
 	}
-	frontends = min(lastFrontends, ceil(uint32(need.frontends+need.frontends/2)))
-	slots = min(lastSlots, ceil(uint32(need.slots+need.slots/2)))
-	return frontends, slots, nil
+	c.frontends = min(lastFrontends, ceil(uint32(need.frontends+need.frontends/2)))
+	c.slots = min(lastSlots, ceil(uint32(need.slots+need.slots/2)))
+	return c, nil
 }

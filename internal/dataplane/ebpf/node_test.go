@@ -19,6 +19,7 @@ import (
 
 	"github.com/endpointd/endpointd/internal/dataplane/dptest"
 	"github.com/endpointd/endpointd/internal/model"
+	"github.com/endpointd/endpointd/internal/testkit"
 )
 
 // A testNode is a Proxier and what it is to do. Its clients are in cgroup.
@@ -87,6 +88,19 @@ func (n *testNode) sync() {
 	if err := n.Sync(n.t.Context(), n.snap); err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+// settle waits until no look for sockets is due.
+func (n *testNode) settle() {
+	n.t.Helper()
+	testkit.Await(n.t, deadline, func() error {
+		n.closer.mu.Lock()
+		defer n.closer.mu.Unlock()
+		if n.closer.busy {
+			return errors.New("sockets are still being looked for")
+		}
+		return nil
+	})
 }
 
 // spec of a Service, which has port 80 of TCP and UDP.

@@ -91,6 +91,7 @@ const (
 	programMapReplies       = "replies"
 	programMapRequests      = "requests"
 	programMapSlots         = "slots"
+	programMapUsed          = "used"
 	programProgConnect4     = "connect4"
 	programProgConnect6     = "connect6"
 	programProgGetpeername4 = "getpeername4"
@@ -168,6 +169,7 @@ type programMapSpecs struct {
 	Replies     *ebpf.MapSpec `ebpf:"replies"`
 	Requests    *ebpf.MapSpec `ebpf:"requests"`
 	Slots       *ebpf.MapSpec `ebpf:"slots"`
+	Used        *ebpf.MapSpec `ebpf:"used"`
 }
 
 // programVariableSpecs contains global variables before they are loaded into the kernel.
@@ -205,6 +207,7 @@ type programMaps struct {
 	Replies     *ebpf.Map `ebpf:"replies"`
 	Requests    *ebpf.Map `ebpf:"requests"`
 	Slots       *ebpf.Map `ebpf:"slots"`
+	Used        *ebpf.Map `ebpf:"used"`
 }
 
 func (m *programMaps) Close() error {
@@ -217,6 +220,7 @@ func (m *programMaps) Close() error {
 		m.Replies,
 		m.Requests,
 		m.Slots,
+		m.Used,
 	)
 }
 

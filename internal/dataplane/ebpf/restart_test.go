@@ -71,7 +71,7 @@ func TestNoClientFails(t *testing.T) {
 			n.open()
 		},
 		"while maps grow": func(n *testNode) {
-			n.options.firstFrontends, n.options.firstSlots = 1, 1
+			n.options.first.frontends, n.options.first.slots = 1, 1
 			n.restart()
 		},
 		endpointsChange: func(n *testNode) { // connections to what is in the Snapshot and not ready are finished
@@ -127,7 +127,7 @@ func otherLayout(t testing.TB, dir string) {
 		}
 		renamed++
 	}
-	if renamed < 8 {
+	if renamed < 9 {
 		t.Fatalf("renamed only %d of %v", renamed, names)
 	}
 }
@@ -136,7 +136,7 @@ func otherLayout(t testing.TB, dir string) {
 func onePinEach(t testing.TB, n *testNode) {
 	t.Helper()
 	names, err := pinned(n.options.Pins)
-	if err != nil || len(names) != 8+9*len(n.options.Cgroups) {
+	if err != nil || len(names) != 9+9*len(n.options.Cgroups) {
 		t.Errorf("pins: %v, %v", names, err)
 	}
 	for name := range n.maps.pins(n.spec) {

@@ -11,7 +11,7 @@ import (
 // batch is how many entries are read or written by one system call: then it is looked whether there is still need.
 const batch = 8192
 
-// read returns all entries of a map that the programs do not write to.
+// read returns all entries of a map, but for those that the programs write meanwhile.
 func read[K comparable, V any](ctx context.Context, m *ebpf.Map) (map[K]V, error) {
 	found := map[K]V{}
 	// A batch is of whole buckets, of which none is likely to have more than a few entries.

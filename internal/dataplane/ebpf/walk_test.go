@@ -57,7 +57,7 @@ func TestWalk(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
-	n := newNode(t, func(o *Options) { o.firstFrontends, o.firstSlots, o.Compare = 1, 1, 1 })
+	n := newNode(t, func(o *Options) { o.first.frontends, o.first.slots, o.Compare = 1, 1, 1 })
 	n.sync()
 	for range 60 {
 		var did []string

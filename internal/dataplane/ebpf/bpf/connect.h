@@ -18,6 +18,18 @@ INLINE void forget(struct bpf_sock_addr *ctx)
 	}
 }
 
+/* Notes that a client was led to an endpoint, before it can be seen in a socket. If there is no room, the agent's own entry goes: it means that
+ * everybody else has one. */
+INLINE void note(u64 pool, const struct addr_port *endpoint, u32 protocol)
+{
+	struct member_key key = { .pool = pool, .endpoint = *endpoint };
+	struct member_key everybody = {};
+
+	if (map_lookup(&used, &key) || !map_update(&used, &key, &protocol, 0))
+		return;
+	map_delete(&used, &everybody);
+}
+
 /* Replaces a frontend's address by an endpoint's and says whether it did. A socket that cannot be remembered is left alone: it could not be closed
  * when its endpoint goes. */
 INLINE int translate_connect(struct bpf_sock_addr *ctx, struct addr_port *to)
@@ -36,6 +48,7 @@ INLINE int translate_connect(struct bpf_sock_addr *ctx, struct addr_port *to)
 	r = sk_storage(&records, ctx->sk, 0, SK_STORAGE_CREATE);
 	if (!r)
 		return 0;
+	note(f.pool, &endpoint, to->protocol);
 	if (to->protocol == UDP) {
 		struct connection c = { .endpoint = endpoint, .pool = f.pool };
 		u64 cookie = socket_cookie(ctx);

@@ -28,6 +28,16 @@ struct {
 	NUMBER(map_flags, NO_PREALLOC);
 } members SEC(".maps");
 
+/* Endpoints that clients on this node were connected to → protocol. For others, no socket is to be closed. The entry with a key of zeros is the
+ * agent's; see note(). */
+struct {
+	NUMBER(type, MAP_HASH);
+	TYPE(key, struct member_key);
+	TYPE(value, u32);
+	NUMBER(max_entries, 1);
+	NUMBER(map_flags, NO_PREALLOC);
+} used SEC(".maps");
+
 /* What happened: written here. The agent reads records, through sock_diag, and connections. */
 struct {
 	NUMBER(type, MAP_SK_STORAGE);
