@@ -1,0 +1,119 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	socketBuffer = 1 << 20 // octets asked of the kernel for a UDP socket each way; it gives what it allows
+	anyPortTries = 20
+)
+
+// An endpoint is one address with its sockets.
+type endpoint struct {
+	addr netip.AddrPort
+	udp  []*net.UDPConn
+	tcp  *net.TCPListener
+}
+
+func (e *endpoint) close() {
+	for _, c := range e.udp {
+		_ = c.Close()
+	}
+	if e.tcp != nil {
+		_ = e.tcp.Close()
+	}
+}
+
+// listen binds one address for TCP and, as often as sockets says, UDP.
+func listen(ctx context.Context, addr netip.AddrPort, sockets int) (*endpoint, error) {
+	for try := 1; ; try++ {
+		e, err := bind(ctx, addr, sockets)
+		if err == nil {
+			return e, nil
+		}
+		// A port that is free for UDP may be taken for TCP.
+		if addr.Port() != 0 || try == anyPortTries || !errors.Is(err, unix.EADDRINUSE) {
+			return nil, explain(addr, err)
+		}
+	}
+}
+
+func bind(ctx context.Context, addr netip.AddrPort, sockets int) (_ *endpoint, err error) {
+	family := "4"
+	if addr.Addr().Is6() {
+		family = "6" // alone: 0.0.0.0 is an address of its own
+	}
+	e := &endpoint{addr: addr}
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
+	// TCP first: it shares its port with nobody, while two servers that both set SO_REUSEPORT would share the one for UDP and each get half.
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp"+family, addr.String())
+	if err != nil {
+		return nil, err
+	}
+	e.tcp, _ = l.(*net.TCPListener)
+	e.addr = netip.AddrPortFrom(addr.Addr(), portOf(l.Addr()))
+	alone, err := new(net.ListenConfig).ListenPacket(ctx, "udp"+family, e.addr.String())
+	if err != nil {
+		return nil, err
+	}
+	_ = alone.Close()
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return control(raw, e.addr.Addr()) }}
+	for range sockets {
+		c, err := config.ListenPacket(ctx, "udp"+family, e.addr.String())
+		if err != nil {
+			return nil, err
+		}
+		conn, _ := c.(*net.UDPConn)
+		_, _ = conn.SetReadBuffer(socketBuffer), conn.SetWriteBuffer(socketBuffer)
+		e.udp = append(e.udp, conn)
+	}
+	return e, nil
+}
+
+func portOf(a net.Addr) uint16 {
+	ap, _ := netip.ParseAddrPort(a.String())
+	return ap.Port()
+}
+
+func control(raw syscall.RawConn, addr netip.Addr) error {
+	var err error
+	set := func(fd uintptr) {
+		if err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil || !addr.IsUnspecified() {
+			return
+		}
+		if addr.Is4() {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+		} else {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+		}
+	}
+	return errors.Join(raw.Control(set), err)
+}
+
+// explain says what to do about an address that cannot be had.
+func explain(addr netip.AddrPort, err error) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("another DNS server has %s: stop it (`ss -lntup 'sport = :%d'` names it), or listen on another address with --listen: %w",
+			addr, addr.Port(), err)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("DNS: listen on %s: a port below 1024 wants root or CAP_NET_BIND_SERVICE; grant it, or choose another port with --listen: %w",
+			addr, err)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("DNS: listen on %s: no interface has this address; add it to one first, or choose another with --listen: %w", addr, err)
+	default:
+		return fmt.Errorf("DNS: listen on %s: %w", addr, err)
+	}
+}
