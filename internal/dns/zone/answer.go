@@ -2,6 +2,7 @@ package zone
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/miekg/dns"
 
@@ -35,7 +36,7 @@ type Outcome struct {
 	Addr      netip.Addr
 }
 
-// maxChain is how many CNAMEs of the zone are followed, CoreDNS's number too. A loop ends there, and the client sees the CNAMEs.
+// maxChain is how many CNAMEs of the zone are followed, CoreDNS's number too.
 const maxChain = 10
 
 // versionTTL and version are the schema's that is implemented; CoreDNS has the same TTL.
@@ -82,8 +83,7 @@ func (z *Zone) answer(q *wire.Query, r *wire.Response, random uint64, known kind
 	}
 	a := answer{z, r, q.Type, random, known}
 	var n name
-	var buf [wire.MaxName]byte
-	n.set(buf[:0], q.Name)
+	n.set(q.Name)
 	if n.within(z.domain, z.labels) < 0 {
 		return a.reverse(&n)
 	}
@@ -95,34 +95,39 @@ func (z *Zone) answer(q *wire.Query, r *wire.Response, random uint64, known kind
 		r.SetRCode(dns.RcodeRefused)
 		return Outcome{}
 	}
-	return a.follow(&n, buf[:0])
+	return a.follow(&n)
 }
 
 // follow answers for a name of the domain, and for those that it is another name of.
-func (a *answer) follow(n *name, buf []byte) Outcome {
+func (a *answer) follow(n *name) Outcome {
 	begin := a.r.Mark()
 	owner := wire.QuestionAt
-	for range maxChain {
+	var seen [maxChain]*service
+	for i := range seen {
 		below := n.within(a.domain, a.labels)
 		p := a.find(n, below)
 		if p.kind == maybeAPod {
 			if a.pod == maybeAPod {
 				a.r.Back(begin)
-				return Outcome{Kind: AskPod, Namespace: string(p.ns), Addr: p.addr}
+				return Outcome{Kind: AskPod, Namespace: string(n.podNamespace()), Addr: p.addr}
 			}
 			p.kind = a.pod
 		}
 		if p.kind != itself || p.service.cname == nil {
 			a.r.SetAuthoritative()
-			a.place(&p, owner, owner+len(n.bytes)-len(a.domain))
+			a.place(&p, owner, owner+n.len-len(a.domain))
 			return Outcome{}
 		}
 		s := p.service
+		if slices.Contains(seen[:i], s) {
+			break // a loop, which its CNAMEs say
+		}
 		at := a.r.AddName(wire.Answer, owner, dns.TypeCNAME, s.ttl, s.cname)
+		seen[i] = s
 		if at == 0 || a.rtype == dns.TypeCNAME || a.rtype == dns.TypeANY {
 			break
 		}
-		n.set(buf, s.cname)
+		n.set(s.cname)
 		owner = at
 		if n.within(a.domain, a.labels) < 0 {
 			a.r.SetAuthoritative()

@@ -4,39 +4,44 @@ import (
 	"bytes"
 	"net/netip"
 	"slices"
+	"sort"
 
 	"github.com/endpointd/endpointd/internal/dns/wire"
 )
 
-// A name is a wire name in lower case, and where its labels begin.
+// A name is a wire name in lower case, and where its labels begin. It has its own array, so that it needs no heap.
 type name struct {
-	bytes []byte
-	at    [wire.MaxName/2 + 1]uint8
-	n     int // labels, without the root
+	buf [wire.MaxName]byte
+	at  [wire.MaxName/2 + 1]uint8
+	len int
+	n   int // labels, without the root
 }
 
-// set makes it another name, in lower case, in the buffer given.
-func (n *name) set(buf, from []byte) {
-	n.bytes, n.n = wire.AppendLower(buf, from), 0
-	for at := 0; n.bytes[at] != 0; at += 1 + int(n.bytes[at]) {
+// set makes it another name, in lower case.
+func (n *name) set(from []byte) {
+	n.len = len(wire.AppendLower(n.buf[:0], from))
+	n.n = 0
+	for at := 0; n.buf[at] != 0; at += 1 + int(n.buf[at]) {
 		n.at[n.n] = uint8(at)
 		n.n++
 	}
 }
 
+func (n *name) bytes() []byte { return n.buf[:n.len] }
+
 // labels i to j, without j, as on the wire.
 func (n *name) labels(i, j int) []byte {
-	end := len(n.bytes) - 1
+	end := n.len - 1
 	if j < n.n {
 		end = int(n.at[j])
 	}
-	return n.bytes[n.at[i]:end]
+	return n.buf[n.at[i]:end]
 }
 
 // within says how many labels there are below a domain, negative if the name is not in it.
 func (n *name) within(domain []byte, labels int) int {
 	below := n.n - labels
-	if below < 0 || !bytes.HasSuffix(n.bytes, domain) || below < n.n && int(n.at[below]) != len(n.bytes)-len(domain) {
+	if below < 0 || !bytes.HasSuffix(n.bytes(), domain) || int(n.at[below]) != n.len-len(domain) {
 		return -1
 	}
 	return below
@@ -64,8 +69,7 @@ type place struct {
 	service *service // that it is of; nil if none
 	addrs   *addrs   // of itself or endpoint
 	srv     *srvs    // of itself or port
-	addr    netip.Addr
-	ns      []byte // of a pod
+	addr    netip.Addr // of a pod
 }
 
 // find looks up a name of the domain, of which so many labels are below it.
@@ -116,7 +120,8 @@ func (z *Zone) findService(n *name, below int) place {
 		if slices.ContainsFunc(s.ports, func(p port) bool { return bytes.Equal(p.protocol(), label) }) {
 			return place{kind: empty, service: s}
 		}
-		at, ok := slices.BinarySearchFunc(s.targets, label, func(t target, label []byte) int { return bytes.Compare(t.label(), label) })
+		// That of package slices would have the label escape.
+		at, ok := sort.Find(len(s.targets), func(i int) int { return bytes.Compare(label, s.targets[i].label()) })
 		if ok {
 			return place{kind: endpoint, service: s, addrs: &s.targets[at].addrs}
 		}
@@ -144,16 +149,19 @@ func (z *Zone) findPod(n *name, below int) place {
 	if !ok {
 		return place{}
 	}
-	p := place{kind: maybeAPod, addr: addr, ns: n.labels(1, 2)[1:]}
+	p := place{kind: maybeAPod, addr: addr}
 	key := addr.As16()
 	pods, _, _ := z.pods.Get(key[:])
 	for i := range pods {
-		if pods[i].namespace == string(p.ns) {
+		if pods[i].namespace == string(n.podNamespace()) {
 			p.kind = pod
 		}
 	}
 	return p
 }
+
+// podNamespace is that of a name of a pod. It is not in place, which would have the name escape.
+func (n *name) podNamespace() []byte { return n.labels(1, 2)[1:] }
 
 // Search completes a name of a client's search path, as autopath of CoreDNS does. If name is <rest>.<namespace>.svc.<domain>, and neither that nor
 // <rest>.svc.<domain> nor <rest>.<domain> exists, then rest is what the client will ask for in the end: a wire name in lower case, appended to
@@ -162,9 +170,8 @@ func (z *Zone) Search(dst, from []byte, namespace string) (rest []byte, ok bool)
 	if z.snapshot == nil {
 		return dst, false
 	}
-	var n name
-	var buf, other [wire.MaxName]byte
-	n.set(buf[:0], from)
+	var n, candidate name
+	n.set(from)
 	below := n.within(z.domain, z.labels)
 	if below < 3 || string(n.labels(below-1, below)) != "\x03svc" || string(n.labels(below-2, below-1)[1:]) != namespace {
 		return dst, false
@@ -174,8 +181,8 @@ func (z *Zone) Search(dst, from []byte, namespace string) (rest []byte, ok bool)
 	}
 	path := n.labels(0, below-2)
 	for _, tree := range [...]string{"\x03svc", ""} {
-		var candidate name
-		candidate.set(other[:0], append(append(append(buf[:0], path...), tree...), z.domain...))
+		var buf [wire.MaxName]byte // it is shorter than the name
+		candidate.set(append(append(append(buf[:0], path...), tree...), z.domain...))
 		if z.find(&candidate, candidate.n-z.labels).kind != nothing {
 			return dst, false
 		}

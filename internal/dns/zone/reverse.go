@@ -56,7 +56,7 @@ func reverseOf(n *name) (reversed, bool) {
 	var octets [16]byte
 	var at int
 	switch {
-	case bytes.HasSuffix(n.bytes, []byte(arpa4)) && n.n >= 2 && len(n.labels(n.n-2, n.n)) == len(arpa4)-1:
+	case bytes.HasSuffix(n.bytes(), []byte(arpa4)) && n.n >= 2 && len(n.labels(n.n-2, n.n)) == len(arpa4)-1:
 		for i := n.n - 3; i >= 0 && at < 4; i-- {
 			octet, ok := decimal(n.labels(i, i+1)[1:])
 			if !ok {
@@ -67,7 +67,7 @@ func reverseOf(n *name) (reversed, bool) {
 		}
 		addr := netip.AddrFrom4([4]byte(octets[:]))
 		return reversed{netip.PrefixFrom(addr, 8*at), 8, at < n.n-2}, true
-	case bytes.HasSuffix(n.bytes, []byte(arpa6)) && n.n >= 2 && len(n.labels(n.n-2, n.n)) == len(arpa6)-1:
+	case bytes.HasSuffix(n.bytes(), []byte(arpa6)) && n.n >= 2 && len(n.labels(n.n-2, n.n)) == len(arpa6)-1:
 		for i := n.n - 3; i >= 0 && at < 32; i-- {
 			label := n.labels(i, i+1)
 			digit, ok := nibble(label[1])
