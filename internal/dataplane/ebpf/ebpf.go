@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 
 	"github.com/endpointd/endpointd/internal/dataplane"
@@ -92,7 +93,7 @@ func New(o Options) (*Proxier, error) {
 	if err := p.maps.open(spec, o.Pins, o.first); err != nil {
 		return nil, unsupported("BPF maps", err)
 	}
-	if err := probe(spec, p.maps); err != nil {
+	if err := probe(); err != nil {
 		p.maps.close()
 		return nil, unsupported("BPF programs at cgroups", err)
 	}
@@ -103,32 +104,28 @@ func New(o Options) (*Proxier, error) {
 	return p, nil
 }
 
-// probe loads and forgets the smallest program, whose kind is the newest: who may not load programs, or has a kernel that is too old, learns it
-// here. Loading all takes longer, and is done once it is known how large the maps must be.
-func probe(spec *ebpf.CollectionSpec, m *mapSet) error {
-	var one struct {
-		Program *ebpf.Program `ebpf:"sock_release"`
-	}
-	if err := assign(spec, m, &one); err != nil {
+// probe loads and forgets a program that lets everything pass, of the newest kind: who may not load programs, or has a kernel that is too old, learns
+// it here. Loading ours takes longer, and is done once it is known how large the maps must be.
+func probe() error {
+	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSock, AttachType: ebpf.AttachCgroupInetSockRelease, License: "Apache-2.0",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	if err != nil {
 		return err
 	}
-	return one.Program.Close()
+	return pass.Close()
 }
 
-// assign loads those programs that a struct has fields for, so that they use these maps.
-func assign(spec *ebpf.CollectionSpec, m *mapSet, programs any) error {
+// load loads the programs so that they use these maps.
+func load(spec *ebpf.CollectionSpec, m *mapSet) (*programPrograms, []hook, error) {
 	spec = spec.Copy()
 	replace := m.byName()
 	for name, replacement := range replace {
 		spec.Maps[name].MaxEntries = replacement.MaxEntries()
 	}
-	return spec.LoadAndAssign(programs, &ebpf.CollectionOptions{MapReplacements: replace})
-}
-
-// load loads the programs so that they use these maps.
-func load(spec *ebpf.CollectionSpec, m *mapSet) (*programPrograms, []hook, error) {
 	programs := &programPrograms{}
-	if err := assign(spec, m, programs); err != nil {
+	if err := spec.LoadAndAssign(programs, &ebpf.CollectionOptions{MapReplacements: replace}); err != nil {
 		return nil, nil, err
 	}
 	all, err := hooks(programs)

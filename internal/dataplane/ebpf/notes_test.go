@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -289,4 +290,25 @@ func TestMissingNotesAreMadeUpFor(t *testing.T) {
 			n.talks(other)
 		})
 	}
+}
+
+// What leaves again before its note is deleted keeps it.
+func TestWhatLeftAgainIsNotDone(t *testing.T) {
+	once, again := programMemberKey{Pool: 1}, programMemberKey{Pool: 2}
+	c := &closer{wake: make(chan struct{}, 1), done: map[programMemberKey]bool{}}
+	expect := func(want ...programMemberKey) {
+		t.Helper()
+		if got := c.takeDone(); !slices.Equal(got, want) {
+			t.Errorf("done: %v, want %v", got, want)
+		}
+	}
+	c.finish([]programMemberKey{once, again})
+	c.look(nil, left{members: []programMemberKey{again}})
+	expect(once)
+	c.finish([]programMemberKey{once, again})
+	expect(once)
+	c.take()
+	c.finish([]programMemberKey{again})
+	expect(again)
+	expect()
 }
