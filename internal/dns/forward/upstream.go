@@ -47,20 +47,25 @@ func ParseUpstream(text string) (Upstream, error) {
 }
 
 func parseAddr(text string, port uint16) (netip.AddrPort, error) {
-	addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"))
-	full := netip.AddrPortFrom(addr, port)
+	full, err := netip.ParseAddrPort(text)
 	if err != nil {
-		if full, err = netip.ParseAddrPort(text); err != nil {
+		inner, isBracketed := strings.CutPrefix(text, "[")
+		if isBracketed {
+			inner, isBracketed = strings.CutSuffix(inner, "]")
+		}
+		addr, err := netip.ParseAddr(inner)
+		if err != nil || isBracketed && !addr.Is6() {
 			return netip.AddrPort{}, errors.New("want an IP address, perhaps with :port; a host name would need DNS to find it")
 		}
+		full = netip.AddrPortFrom(addr, port)
 	}
-	if addr = full.Addr(); addr.IsUnspecified() || addr.IsMulticast() {
+	if addr := full.Addr(); addr.IsUnspecified() || addr.IsMulticast() {
 		return netip.AddrPort{}, fmt.Errorf("%s is no address of a server", addr)
 	}
 	if full.Port() == 0 {
 		return netip.AddrPort{}, errors.New("port 0 is no port; leave it out for the usual one")
 	}
-	return netip.AddrPortFrom(addr.Unmap(), full.Port()), nil
+	return netip.AddrPortFrom(full.Addr().Unmap(), full.Port()), nil
 }
 
 // String is what ParseUpstream reads, ports written out.
