@@ -10,7 +10,7 @@ import (
 const hitsEnough = 3
 
 // A cache finds Answers by their question. Readers take no lock: they follow pointers that are set atomically, and an Answer that was just taken out
-// still leads them on. It holds at most so many entries and octets; what is not asked for goes first (CLOCK).
+// still leads them on; they may overlook one at the moment when it is replaced. It holds at most so many entries and octets; what is not asked for goes first (CLOCK).
 type cache struct {
 	seed    maphash.Seed
 	buckets []atomic.Pointer[Answer] // by the hash of the question; their number is a power of 2

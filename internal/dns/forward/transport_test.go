@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"fmt"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"strings"
@@ -210,7 +211,9 @@ func TestUpstreamsWithoutEDNS(t *testing.T) {
 
 func TestARefusedPortIsDownAtOnceAndComesBack(t *testing.T) {
 	gone := &fake{}
-	gone.listen(t, netip.MustParseAddrPort("127.0.0.1:0"))()
+	random := mathrand.Uint32()
+	nobodys := netip.AddrFrom4([4]byte{127, byte(1 + random%250), byte(random >> 8), byte(1 + (random>>16)%250)}) // so that no other test takes the port
+	gone.listen(t, netip.AddrPortFrom(nobodys, 0))()
 	f := start(t, Options{}, gone.upstream())
 	c := new(clock)
 	f.o.Clock = c.now
