@@ -23,6 +23,9 @@ func AppendName(dst []byte, text string) ([]byte, error) {
 	if err != nil {
 		return dst, err
 	}
+	if n > MaxName { // which miekg/dns lets pass
+		return dst, errors.New("a name has at most 255 octets")
+	}
 	return append(dst, buf[:n]...), nil
 }
 
