@@ -3,6 +3,7 @@ package oracle
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -20,31 +21,30 @@ import (
 	"github.com/endpointd/endpointd/internal/dataplane/dptest"
 	"github.com/endpointd/endpointd/internal/model"
 	"github.com/endpointd/endpointd/internal/testkit"
+	"github.com/endpointd/endpointd/test/oracle/api"
+	"github.com/endpointd/endpointd/test/oracle/program"
 )
 
 // programEnv is the path of kube-proxy, or of nothing, and why.
 const programEnv, problemEnv = "ORACLE_KUBEPROXY", "ORACLE_PROBLEM"
 
-// buildLimit bounds a build with nothing in Go's cache. After that of endpointd it takes 20 seconds on two cores.
-const buildLimit = 15 * time.Minute
-
 // TestMain builds kube-proxy where there may be a network, and then runs the tests where there is none.
 func TestMain(m *testing.M) {
 	if os.Getenv(programEnv) == "" && nft().Probe(context.Background()) == nil {
-		program, err := build()
+		path, err := program.Build("kubeproxy", "kube-proxy")
 		if err != nil {
-			program = "none"
+			path = "none"
 			_ = os.Setenv(problemEnv, err.Error())
 		}
-		_ = os.Setenv(programEnv, program)
+		_ = os.Setenv(programEnv, path)
 	}
 	dptest.Main(m, false)
 }
 
 func nft() testkit.Feature { return testkit.Program("nft") }
 
-// program is kube-proxy, which needs nft.
-func program(t testing.TB) string {
+// kubeProxyPath is kube-proxy, which needs nft.
+func kubeProxyPath(t testing.TB) string {
 	t.Helper()
 	testkit.Need(t, nft())
 	testkit.Need(t, testkit.Feature{Name: "kube-proxy", Probe: func(context.Context) error {
@@ -56,42 +56,13 @@ func program(t testing.TB) string {
 	return os.Getenv(programEnv)
 }
 
-// build makes .cache/bin/kube-proxy, one process at a time; with nothing changed it is a look into Go's cache.
-func build() (path string, err error) {
-	root, err := testkit.Root()
-	if err != nil {
-		return "", err
-	}
-	path = filepath.Join(root, ".cache", "bin", "kube-proxy")
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return "", err
-	}
-	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return "", err
-	}
-	defer func() { err = errors.Join(err, lock.Close()) }() // closing unlocks
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return "", fmt.Errorf("lock %s: %w", lock.Name(), err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), buildLimit)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", path, ".")
-	cmd.Dir = filepath.Join(root, "test", "oracle", "kubeproxy")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as endpointd, with which it shares what is compiled
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build kube-proxy: %w\n%s", err, out)
-	}
-	return path, nil
-}
-
 // marker is the Service whose port says what kube-proxy has seen.
 const marker = dptest.Numbered(250)
 
 // A kubeProxy is a process in a World, as a [dataplane.Proxier]: it hears of objects through the API, and Sync waits until it has done what they say.
 type kubeProxy struct {
 	world *dptest.World
-	api   *api
+	api   *api.API
 	http  *http.Server
 	done  sync.WaitGroup
 	cmd   *exec.Cmd
@@ -123,7 +94,7 @@ current-context: c
 `
 
 // start runs kube-proxy on w.Node.
-func start(t testing.TB, w *dptest.World, a *api) (*kubeProxy, error) {
+func start(t testing.TB, w *dptest.World, a *api.API) (*kubeProxy, error) {
 	k := &kubeProxy{world: w, api: a, http: &http.Server{Handler: a, ReadHeaderTimeout: 10 * time.Second}}
 	dir := t.TempDir()
 	var listener net.Listener
@@ -142,7 +113,7 @@ func start(t testing.TB, w *dptest.World, a *api) (*kubeProxy, error) {
 	if err != nil {
 		return k, err
 	}
-	k.cmd = exec.Command(program(t), "--config", config)
+	k.cmd = exec.Command(kubeProxyPath(t), "--config", config)
 	k.cmd.Stdout, k.cmd.Stderr = &k.log, &k.log
 	k.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // of w.Node's thread, which ends with the World
 	if err := w.Node.Do(k.cmd.Start); err != nil {
@@ -178,9 +149,10 @@ func (k *kubeProxy) Sync(ctx context.Context, _ *model.Snapshot) error {
 	if err := errors.Join(err, serviceErr, slicesErr); err != nil {
 		return err
 	}
-	k.api.take(map[dptest.ObjectName][]byte{{Kind: "Service", Namespace: marker.Key().Namespace, Name: "web"}: service})
+	take := taker(k.api)
+	take(map[dptest.ObjectName][]byte{{Kind: "Service", Namespace: marker.Key().Namespace, Name: "web"}: service})
 	for i, name := range []string{"web-ipv4", "web-ipv6"} {
-		k.api.take(map[dptest.ObjectName][]byte{{Kind: "EndpointSlice", Namespace: marker.Key().Namespace, Name: name}: slices[i]})
+		take(map[dptest.ObjectName][]byte{{Kind: "EndpointSlice", Namespace: marker.Key().Namespace, Name: name}: slices[i]})
 	}
 	limit := time.Now().Add(time.Minute)
 	for _, v6 := range []bool{false, true} {
@@ -227,11 +199,45 @@ func (k *kubeProxy) Close() error {
 	return err
 }
 
+// newAPI is what kube-proxy sees of [dptest.World]'s node.
+func newAPI() *api.API {
+	a := api.New()
+	a.Put("nodes", api.Object{
+		"apiVersion": "v1", "kind": "Node",
+		"metadata": api.Object{"name": dptest.NodeName, "labels": api.Object{"topology.kubernetes.io/zone": dptest.NodeZone}},
+		"spec":     api.Object{"podCIDRs": []any{"10.244.1.0/24", "fd00:244:0:1::/64"}},
+		"status":   api.Object{"addresses": []any{api.Object{"type": "InternalIP", "address": "10.200.0.10"}, api.Object{"type": "InternalIP", "address": "fd00:200::10"}}},
+	})
+	a.Put("servicecidrs", api.Object{
+		"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+		"metadata": api.Object{"name": "kubernetes"}, "spec": api.Object{"cidrs": []any{"10.96.0.0/16", "fd00:96::/108"}},
+	})
+	return a
+}
+
+// taker is for [dptest.Options].
+func taker(a *api.API) func(map[dptest.ObjectName][]byte) {
+	return func(changed map[dptest.ObjectName][]byte) {
+		for name, text := range changed {
+			resource := map[string]string{"Service": "services", "EndpointSlice": "endpointslices"}[name.Kind]
+			if text == nil {
+				a.Remove(resource, name.Namespace+"/"+name.Name)
+				continue
+			}
+			var o api.Object
+			if err := json.Unmarshal(text, &o); err != nil {
+				panic(err) // the suite's own text
+			}
+			a.Put(resource, o)
+		}
+	}
+}
+
 // options are those of a suite with kube-proxy.
 func options(t testing.TB) dptest.Options {
 	a := newAPI()
 	return dptest.Options{
-		Objects: a.take, AnySource: true,
+		Objects: taker(a), AnySource: true,
 		New: func(w *dptest.World) ([]dataplane.Proxier, error) {
 			k, err := start(t, w, a)
 			if err != nil {

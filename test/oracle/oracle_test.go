@@ -17,6 +17,6 @@ func tableDifferences() map[string]string {
 
 // TestTable has kube-proxy go through the cases of our own suite.
 func TestTable(t *testing.T) {
-	program(t)
+	kubeProxyPath(t)
 	dptest.Compare(t, options(t), tableDifferences())
 }

@@ -177,7 +177,7 @@ func compare(ours, theirs *dptest.World, p probe) error {
 
 // TestRandom puts the same random Services into two Worlds and compares.
 func TestRandom(t *testing.T) {
-	program(t)
+	kubeProxyPath(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))

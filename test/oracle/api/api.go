@@ -1,4 +1,9 @@
-package oracle
+// Package api is as much of the Kubernetes API as upstream's kube-proxy and CoreDNS ask for, for tests that compare us with them.
+//
+// What it is: an [API] that answers lists and watches of a few kinds, with label selectors, over HTTP. In: objects, as JSON has them. Out: what
+// clients see. Invariants: it forgets nothing, and versions count changes. It refuses to check, to default and to take writes of clients. How to
+// test: by its users, go test ./test/oracle/...
+package api
 
 import (
 	"context"
@@ -13,18 +18,17 @@ import (
 	"sync"
 
 	"k8s.io/apimachinery/pkg/labels"
-
-	"github.com/endpointd/endpointd/internal/dataplane/dptest"
 )
 
-type object = map[string]any
+// An Object is one of the API's, as JSON has it.
+type Object = map[string]any
 
-// An api is as much of the Kubernetes API as kube-proxy asks for: lists and watches of a few kinds, with label selectors. It forgets nothing.
-type api struct {
+// An API serves objects. It is safe for concurrent use.
+type API struct {
 	mu      sync.Mutex    // guards all below
 	changed chan struct{} // closed and replaced with each event
 	version int
-	objects map[string]map[string]object // resource → namespace/name → object
+	objects map[string]map[string]Object // resource → namespace/name → object
 	log     []event                      // in the order of versions
 }
 
@@ -32,62 +36,32 @@ type api struct {
 type event struct {
 	version  int
 	resource string
-	was, now object
+	was, now Object
 }
 
-func newAPI() *api {
-	a := &api{changed: make(chan struct{}), objects: map[string]map[string]object{}}
-	a.put("nodes", object{
-		"apiVersion": "v1", "kind": "Node",
-		"metadata": object{"name": dptest.NodeName, "labels": object{"topology.kubernetes.io/zone": dptest.NodeZone}},
-		"spec":     object{"podCIDRs": []any{"10.244.1.0/24", "fd00:244:0:1::/64"}},
-		"status":   object{"addresses": []any{object{"type": "InternalIP", "address": "10.200.0.10"}, object{"type": "InternalIP", "address": "fd00:200::10"}}},
-	})
-	a.put("servicecidrs", object{
-		"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-		"metadata": object{"name": "kubernetes"}, "spec": object{"cidrs": []any{"10.96.0.0/16", "fd00:96::/108"}},
-	})
-	return a
-}
+// New returns one without objects.
+func New() *API { return &API{changed: make(chan struct{}), objects: map[string]map[string]Object{}} }
 
-// resources: kind → path element.
-func resourceOf(kind string) string {
-	return map[string]string{"Service": "services", "EndpointSlice": "endpointslices"}[kind]
-}
-
-// take is for [dptest.Options].
-func (a *api) take(changed map[dptest.ObjectName][]byte) {
-	for name, text := range changed {
-		if text == nil {
-			a.remove(resourceOf(name.Kind), name.Namespace+"/"+name.Name)
-			continue
-		}
-		var o object
-		if err := json.Unmarshal(text, &o); err != nil {
-			panic(err) // the suite's own text
-		}
-		a.put(resourceOf(name.Kind), o)
-	}
-}
-
-func nameOf(o object) string {
-	metadata, _ := o["metadata"].(object)
+func nameOf(o Object) string {
+	metadata, _ := o["metadata"].(Object)
 	namespace, _ := metadata["namespace"].(string)
 	name, _ := metadata["name"].(string)
 	return strings.TrimPrefix(namespace+"/"+name, "/")
 }
 
-func (a *api) put(resource string, o object) {
+// Put creates or replaces an object of a resource, such as "services". The object is the API's from then on.
+func (a *API) Put(resource string, o Object) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.objects[resource] == nil {
-		a.objects[resource] = map[string]object{}
+		a.objects[resource] = map[string]Object{}
 	}
 	a.record(resource, a.objects[resource][nameOf(o)], o)
 	a.objects[resource][nameOf(o)] = o
 }
 
-func (a *api) remove(resource, name string) {
+// Remove deletes one, if it is there; name is namespace/name.
+func (a *API) Remove(resource, name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if was := a.objects[resource][name]; was != nil {
@@ -97,10 +71,10 @@ func (a *api) remove(resource, name string) {
 }
 
 // record is called with mu held.
-func (a *api) record(resource string, was, now object) {
+func (a *API) record(resource string, was, now Object) {
 	a.version++
 	if now != nil {
-		now["metadata"].(object)["resourceVersion"] = strconv.Itoa(a.version)
+		now["metadata"].(Object)["resourceVersion"] = strconv.Itoa(a.version)
 	}
 	a.log = append(a.log, event{a.version, resource, was, now})
 	close(a.changed)
@@ -108,7 +82,7 @@ func (a *api) record(resource string, was, now object) {
 }
 
 // ServeHTTP answers a list, a watch, or the question for one node.
-func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	query := r.URL.Query()
@@ -128,13 +102,13 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (a *api) answer(w http.ResponseWriter, o any) {
+func (a *API) answer(w http.ResponseWriter, o any) {
 	if err := json.NewEncoder(w).Encode(o); err != nil {
 		panic(http.ErrAbortHandler) // the client has gone
 	}
 }
 
-func (a *api) list(w http.ResponseWriter, resource string, query url.Values) {
+func (a *API) list(w http.ResponseWriter, resource string, query url.Values) {
 	selector, err := labels.Parse(query.Get("labelSelector"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -149,16 +123,16 @@ func (a *api) list(w http.ResponseWriter, resource string, query url.Values) {
 	}
 	version := a.version
 	a.mu.Unlock()
-	a.answer(w, object{"apiVersion": "v1", "kind": "List", "metadata": object{"resourceVersion": strconv.Itoa(version)}, "items": items})
+	a.answer(w, Object{"apiVersion": "v1", "kind": "List", "metadata": Object{"resourceVersion": strconv.Itoa(version)}, "items": items})
 }
 
-func matches(selector labels.Selector, o object) bool {
+func matches(selector labels.Selector, o Object) bool {
 	if o == nil {
 		return false
 	}
-	metadata, _ := o["metadata"].(object)
+	metadata, _ := o["metadata"].(Object)
 	set := labels.Set{}
-	all, _ := metadata["labels"].(object)
+	all, _ := metadata["labels"].(Object)
 	for key, value := range all {
 		set[key], _ = value.(string)
 	}
@@ -166,7 +140,7 @@ func matches(selector labels.Selector, o object) bool {
 }
 
 // watch sends what happened after a version, and on.
-func (a *api) watch(ctx context.Context, w http.ResponseWriter, resource string, query url.Values) {
+func (a *API) watch(ctx context.Context, w http.ResponseWriter, resource string, query url.Values) {
 	selector, err := labels.Parse(query.Get("labelSelector"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -188,17 +162,17 @@ func (a *api) watch(ctx context.Context, w http.ResponseWriter, resource string,
 			was, now := matches(selector, e.was), matches(selector, e.now)
 			switch {
 			case was && now:
-				a.answer(w, object{"type": "MODIFIED", "object": e.now})
+				a.answer(w, Object{"type": "MODIFIED", "object": e.now})
 			case now:
-				a.answer(w, object{"type": "ADDED", "object": e.now})
+				a.answer(w, Object{"type": "ADDED", "object": e.now})
 			case was:
-				a.answer(w, object{"type": "DELETED", "object": e.was})
+				a.answer(w, Object{"type": "DELETED", "object": e.was})
 			}
 		}
 		if initial {
 			initial = false
-			a.answer(w, object{"type": "BOOKMARK", "object": object{"apiVersion": apiVersion(resource), "kind": kindOf(resource), "metadata": object{
-				"resourceVersion": strconv.Itoa(version), "annotations": object{"k8s.io/initial-events-end": "true"},
+			a.answer(w, Object{"type": "BOOKMARK", "object": Object{"apiVersion": apiVersion(resource), "kind": kindOf(resource), "metadata": Object{
+				"resourceVersion": strconv.Itoa(version), "annotations": Object{"k8s.io/initial-events-end": "true"},
 			}}})
 		}
 		from = version // versions count events
@@ -213,10 +187,14 @@ func (a *api) watch(ctx context.Context, w http.ResponseWriter, resource string,
 	}
 }
 
-func kindOf(resource string) string {
-	return map[string]string{"services": "Service", "endpointslices": "EndpointSlice", "nodes": "Node", "servicecidrs": "ServiceCIDR"}[resource]
+// kinds: resource → apiVersion and kind.
+func kinds() map[string][2]string {
+	return map[string][2]string{
+		"services": {"v1", "Service"}, "nodes": {"v1", "Node"}, "pods": {"v1", "Pod"}, "namespaces": {"v1", "Namespace"},
+		"endpointslices": {"discovery.k8s.io/v1", "EndpointSlice"}, "servicecidrs": {"networking.k8s.io/v1", "ServiceCIDR"},
+	}
 }
 
-func apiVersion(resource string) string {
-	return map[string]string{"services": "v1", "endpointslices": "discovery.k8s.io/v1", "nodes": "v1", "servicecidrs": "networking.k8s.io/v1"}[resource]
-}
+func kindOf(resource string) string { return kinds()[resource][1] }
+
+func apiVersion(resource string) string { return kinds()[resource][0] }
