@@ -1,0 +1,71 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// FuzzAnswer puts any packet to a worker: it does not panic, and what it answers is a response to that packet, as long as it may be at most, that
+// another library can read.
+func FuzzAnswer(f *testing.F) {
+	forwarder := newFakeForwarder(f)
+	s, err := New(f.Context(), Options{
+		Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Sockets: 1, Zone: newFakeZone(), Forwarder: forwarder,
+		Searches: []string{"corp.example"}, Limits: Limits{PerSecond: -1},
+		PodExists: func(context.Context, string, netip.Addr) (bool, error) { return true, nil },
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(s.Close)
+	for _, name := range []string{
+		"web.ns.svc.cluster.test.", "many.ns.svc.cluster.test.", "ext.ns.svc.cluster.test.", "10-0-0-7.ns.pod.cluster.test.", ".", "localhost.",
+		"www.example.", "www.example.ns.svc.cluster.test.", "web.ns.svc.cluster.test.ns.svc.cluster.test.", "single.ns.svc.cluster.test.",
+	} {
+		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeAXFR, dns.TypeANY} {
+			m := question(name, qtype)
+			f.Add(pack(f, m), false)
+			m.SetEdns0(4096, true)
+			m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0102030405060708"}}
+			f.Add(pack(f, m), true)
+		}
+	}
+	w := newWorker(s, s.slow)
+	out := make([]byte, maxUDPReply)
+	f.Fuzz(func(t *testing.T, packet []byte, tcp bool) {
+		rq := &request{packet: packet, client: netip.MustParseAddrPort("127.0.0.1:5353"), tcp: tcp, at: time.Now()}
+		before := bytes.Clone(packet)
+		check := func() []byte {
+			limit := w.size
+			reply := bytes.Clone(w.finish(rq))
+			switch {
+			case len(reply) > limit:
+				t.Errorf("%d octets, at most %d", len(reply), limit)
+			case !bytes.Equal(reply[:2], packet[:2]):
+				t.Errorf("ID %x of %x", reply[:2], packet[:2])
+			case reply[2]&0x80 == 0:
+				t.Error("no response")
+			}
+			if err := new(dns.Msg).Unpack(reply); err != nil && len(w.q.Name) > 0 {
+				t.Errorf("%x is answered by %x: %v", packet, reply, err)
+			}
+			return reply
+		}
+		switch w.answer(rq, out) {
+		case drop:
+			return
+		case wait:
+			check()
+			w.answerPatiently(t.Context(), rq, out)
+		}
+		check()
+		if !bytes.Equal(before, packet) {
+			t.Error("the packet was changed")
+		}
+	})
+}
