@@ -68,7 +68,8 @@ type Forwarder struct {
 	cache     *cache
 	zones     map[string]*zone // a domain in wire form and lower case → who is asked; not changed
 	upstreams []*upstream      // of all zones, in the order of their names
-	metrics   Metrics
+	metrics   *Metrics         // apart, as what is beside it is read all the time
+	patience  [2]time.Duration // the least and the most that an upstream is waited for before the next is asked
 
 	ctx  context.Context // of flights and connections; it ends with Run
 	stop context.CancelFunc
@@ -96,6 +97,7 @@ func New(o Options) (*Forwarder, error) {
 	f := &Forwarder{
 		o: o, limits: limits{o.MinTTL, o.MaxTTL, o.MaxNegativeTTL},
 		zones: map[string]*zone{}, flights: map[question]*flight{}, probes: map[string]*upstream{},
+		metrics: new(Metrics), patience: [2]time.Duration{patienceMin, patienceMax},
 	}
 	f.cache = newCache(o.MaxEntries, o.MaxBytes, &f.metrics.Evictions)
 	f.ctx, f.stop = context.WithCancel(context.Background())
@@ -168,7 +170,7 @@ func (f *Forwarder) zoneOf(name []byte) *zone {
 }
 
 // Metrics are the counters.
-func (f *Forwarder) Metrics() *Metrics { return &f.metrics }
+func (f *Forwarder) Metrics() *Metrics { return f.metrics }
 
 // Cached is how much the cache holds.
 func (f *Forwarder) Cached() (entries int, bytes int64) {

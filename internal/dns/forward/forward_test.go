@@ -247,7 +247,7 @@ func TestStaleWhenSlow(t *testing.T) {
 	release := make(chan struct{})
 	up := newFake(t, records(t, "www.example. 60 IN A 10.0.0.1"))
 	c := new(clock)
-	f := start(t, Options{Clock: c.now, StaleWait: time.Millisecond, Timeout: patient}, up.upstream())
+	f := start(t, Options{Clock: c.now, StaleWait: time.Millisecond}, up.upstream())
 	q := ask(t, "www.example.", dns.TypeA)
 	resolve(t, f, q)
 	up.say(func(r *dns.Msg) *dns.Msg {
@@ -270,8 +270,7 @@ func TestEqualQuestionsFlyOnce(t *testing.T) {
 		<-release
 		return records(t, "www.example. 60 IN A 10.0.0.1")(r)
 	})
-	f := start(t, Options{MaxInFlight: 1, Timeout: patient}, up.upstream())
-	f.upstreams[0].rtt.Store(int64(time.Hour)) // no second attempt soon
+	f := start(t, Options{MaxInFlight: 1}, up.upstream())
 	const clients = 50
 	var wg sync.WaitGroup
 	for range clients {
@@ -293,7 +292,7 @@ func TestEqualQuestionsFlyOnce(t *testing.T) {
 	}
 	close(release)
 	wg.Wait()
-	if n := f.upstreams[0].metrics.Questions.Load(); n > 2 {
+	if n := f.upstreams[0].metrics.Questions.Load(); n != 1 {
 		t.Errorf("the upstream got %d questions from %d clients", n, clients)
 	}
 }
@@ -325,6 +324,29 @@ func TestPopularAnswersAreRefreshedInTime(t *testing.T) {
 	}
 }
 
+func TestTheLeastTTL(t *testing.T) {
+	up := newFake(t, records(t, "www.example. 0 IN A 10.0.0.1"))
+	q := ask(t, "www.example.", dns.TypeA)
+	none, some := start(t, Options{}, up.upstream()), start(t, Options{MinTTL: 5 * time.Second}, up.upstream())
+	for range 3 {
+		want(t, none, q, "www.example. 0 IN A 10.0.0.1")
+	}
+	if n := up.udp.Swap(0); n != 3 {
+		t.Errorf("with TTL 0 the upstream was asked %d times, want 3", n)
+	}
+	c := new(clock)
+	some.o.Clock = c.now
+	for range 3 {
+		want(t, some, q, "www.example. 5 IN A 10.0.0.1")
+	}
+	if n := up.udp.Load(); n != 1 {
+		t.Errorf("with a least TTL the upstream was asked %d times, want 1", n)
+	}
+	if entries, bytes := some.Cached(); entries != 1 || bytes == 0 {
+		t.Errorf("%d entries of %d bytes are cached, want one", entries, bytes)
+	}
+}
+
 func TestStubDomains(t *testing.T) {
 	all, corp, dev := newFake(t, records(t, "x. 60 IN A 10.0.0.1")), newFake(t, nil), newFake(t, nil)
 	for up, addr := range map[*fake]string{all: "10.0.0.1", corp: "10.0.0.2", dev: "10.0.0.3"} {
@@ -341,6 +363,9 @@ func TestStubDomains(t *testing.T) {
 	only := start(t, Options{Upstreams: map[string][]Upstream{"corp.test": {corp.upstream()}}})
 	want(t, only, ask(t, "example.", dns.TypeA), "REFUSED")
 	want(t, f, ask(t, "example.", dns.TypeAXFR), "REFUSED")
+	if a, err := f.Resolve(t.Context(), new(wire.Query)); err != nil || a.RCode() != dns.RcodeRefused {
+		t.Errorf("no question at all: %v, %v", a, err)
+	}
 	want(t, f, ask(t, "version.bind.", dns.TypeTXT, func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }), "REFUSED")
 }
 

@@ -182,10 +182,12 @@ func start(t testing.TB, o Options, upstreams ...Upstream) *Forwarder {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	o.Timeout = patient
 	f, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.patience = [2]time.Duration{patient, patient} // a busy machine is no reason to ask twice
 	t.Cleanup(func() { end(f) })
 	return f
 }

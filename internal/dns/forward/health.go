@@ -64,11 +64,11 @@ func (f *Forwarder) newUpstream(up Upstream) *upstream {
 
 // patience is how long to wait before another is asked too.
 func (u *upstream) patience() time.Duration {
-	rtt := time.Duration(u.rtt.Load())
+	rtt, least, most := time.Duration(u.rtt.Load()), u.forwarder.patience[0], u.forwarder.patience[1]
 	if rtt == 0 {
-		return (patienceMin + patienceMax) / 2
+		return (least + most) / 2
 	}
-	return min(max(patienceFactor*rtt, patienceMin), patienceMax)
+	return min(max(patienceFactor*rtt, least), most)
 }
 
 // try puts a question to it, and keeps book of how that went.
@@ -109,6 +109,7 @@ func (u *upstream) measured(ctx context.Context, q question) (*dns.Msg, error) {
 	u.rtt.Store(max(was+(int64(took)-was)/rttPart, 1))
 	u.fails.Store(0)
 	if u.down.CompareAndSwap(true, false) {
+		u.rtt.Store(max(int64(took), 1))
 		u.forwarder.o.Logger.Info("upstream answers again", "upstream", u.String())
 	}
 	return m, nil
@@ -220,11 +221,11 @@ func (u *upstream) probeLoop(ctx context.Context) {
 	f.probesMu.Unlock()
 	u.looped.Store(false)
 	answered := false
-	for try := range loopTries {
+	for range loopTries {
 		if answered = u.probe(ctx, newQuestion([]byte(name), dns.TypeHINFO)) == nil; answered || u.looped.Load() {
 			break
 		}
-		if u.down.Load() && try > 0 || !pause(ctx, probeMin) {
+		if u.fails.Load() >= failsDown || !pause(ctx, probeMin) {
 			break
 		}
 	}

@@ -61,6 +61,8 @@ func puppets(t *testing.T, n int, o Options) (*Forwarder, []*puppet) {
 		ups = append(ups, Upstream{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 53)})
 	}
 	f := start(t, o, ups...)
+	f.patience = [2]time.Duration{patienceMin, patienceMax}
+	f.o.Timeout = 5 * time.Second
 	var all []*puppet
 	for _, u := range f.upstreams {
 		p := new(puppet)
@@ -194,9 +196,10 @@ func TestANameWithoutAnswerIsNotAnUpstreamsFault(t *testing.T) {
 func TestLostPacketsAreSentAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, ups := puppets(t, 1, Options{})
-		exchange, lost := f.upstreams[0].exchange, 0
+		exchange := f.upstreams[0].exchange
+		var sent atomic.Int64
 		f.upstreams[0].exchange = func(ctx context.Context, q question) (*dns.Msg, error) {
-			if lost++; lost == 1 {
+			if sent.Add(1) == 1 {
 				<-ctx.Done()
 				return nil, ctx.Err()
 			}
@@ -224,7 +227,7 @@ func TestTheFastestIsAskedMost(t *testing.T) {
 		if n := ups[1].questions.Load(); n < questions*9/10 {
 			t.Errorf("the fastest upstream got %d of %d questions", n, questions)
 		}
-		if ups[0].questions.Load() < 5 || ups[2].questions.Load() < 5 {
+		if ups[0].questions.Load() < 2 || ups[2].questions.Load() < 2 {
 			t.Errorf("the others got %d and %d questions: nobody would see them become faster", ups[0].questions.Load(), ups[2].questions.Load())
 		}
 		ups[1].took.Store(int64(200 * time.Millisecond))

@@ -79,7 +79,10 @@ func (f *Forwarder) usable(a *Answer, now time.Time) bool {
 func (f *Forwarder) Resolve(ctx context.Context, q *wire.Query) (*Answer, error) {
 	f.metrics.Misses.Add(1)
 	asked := question(appendQuestion(nil, q))
-	z := f.zoneOf([]byte(asked.name()))
+	var z *zone
+	if len(q.Name) > 0 {
+		z = f.zoneOf([]byte(asked.name()))
+	}
 	if z == nil || !forwardable(q.Type, q.Class) {
 		f.metrics.Refused.Add(1)
 		return failure(asked, dns.RcodeRefused, 0), nil

@@ -24,7 +24,7 @@ const (
 	// streamIdle is how long a connection without a question is kept (RFC 7766, section 6.2.3). It is longer than any question.
 	streamIdle = 15 * time.Second
 	// streamDial is how long making one may take, with TLS; streamWrite a write.
-	streamDial  = 3 * time.Second
+	streamDial  = 5 * time.Second
 	streamWrite = 2 * time.Second
 )
 

@@ -89,9 +89,7 @@ func TestManyQuestionsShareConnections(t *testing.T) {
 		}
 	})
 	up := serveTLS(t, s, handler, certificate(t, "dns.test"))
-	f := start(t, Options{RootCAs: up.roots, Timeout: patient}, up.upstream)
-	f.upstreams[0].rtt.Store(int64(time.Hour))
-	f.upstreams[0].exchange = f.upstreams[0].overStream
+	f := start(t, Options{RootCAs: up.roots}, up.upstream)
 	var wg sync.WaitGroup
 	for i := range questions {
 		wg.Go(func() {
@@ -299,7 +297,7 @@ func TestTLS(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			f := start(t, Options{RootCAs: c.roots, Timeout: patient}, c.upstream)
+			f := start(t, Options{RootCAs: c.roots}, c.upstream)
 			want(t, f, ask(t, "www.example.", dns.TypeA), c.want)
 		})
 	}
