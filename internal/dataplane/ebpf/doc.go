@@ -5,7 +5,8 @@
 // from hash maps; a socket remembers what it was told, so getpeername() and recvmsg() show the Service's address again.
 //
 // In: Snapshots. Out: maps, programs and links, pinned in a folder of a bpffs, so that they work on while no agent runs and the next agent
-// finds them. Sockets whose endpoint is gone are closed, see [Options.Namespaces].
+// finds them. Sockets whose endpoint is gone are closed, see [Options.Namespaces]; they are looked for only if the programs noted that some client
+// was led to it, which no other endpoint's coming and going has to pay for.
 //
 // Invariants: only frontends of TCP and UDP that have an endpoint and no source ranges are translated. Everything else passes untouched, and is
 // for nftables to forward, reject or drop. A call that meets the maps half written gets an endpoint that was right before or is right after, or

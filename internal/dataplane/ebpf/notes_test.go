@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -289,6 +290,21 @@ func TestMissingNotesAreMadeUpFor(t *testing.T) {
 			aborted(t, c)
 			n.talks(other)
 		})
+	}
+}
+
+// What has come back when the closer is done with it keeps its note.
+func TestNoteOfAMemberStays(t *testing.T) {
+	n := newNoteNode(t)
+	n.dial("tcp", 1)
+	notes, err := read[programMemberKey, uint32](t.Context(), n.maps.used)
+	n.must(err)
+	delete(notes, programMemberKey{})
+	n.closer.finish(slices.Collect(maps.Keys(notes)))
+	n.set(spec{n: 3, endpoints: []int{3}})
+	n.sync()
+	if got := n.endpoints(); len(notes) != 1 || got != 1 {
+		t.Errorf("of %d notes %d are left, want 1 of 1", len(notes), got)
 	}
 }
 
