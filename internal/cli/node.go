@@ -55,7 +55,7 @@ When the node is registered, its pods are known and Services are led, one line o
   endpointd node NAME is ready: ADDRESS, pods CIDR
 
 With --proxy-only it stands in for kube-proxy on a node of any Kubernetes cluster: a kubelet keeps the Node and its pods, and this
-program only reads Services, EndpointSlices and Nodes. Without --kubeconfig it uses the service account of its pod.`,
+program only reads Services, EndpointSlices and Nodes, and posts Events. Without --kubeconfig it uses the service account of its pod.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := f.options(streams)
