@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -206,6 +207,11 @@ func readMessage(packet []byte) (*dns.Msg, error) {
 	}
 	if m.Opcode != dns.OpcodeQuery || !m.Response {
 		return nil, errors.New("no response to a query")
+	}
+	for i, n := range [...]int{len(m.Question), len(m.Answer), len(m.Ns), len(m.Extra)} { // the library does not mind if there are fewer
+		if int(binary.BigEndian.Uint16(packet[4+2*i:])) != n {
+			return nil, errors.New("fewer records than its header says")
+		}
 	}
 	return m, nil
 }

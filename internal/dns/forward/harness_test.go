@@ -32,8 +32,9 @@ type fake struct {
 	udp, tcp atomic.Int64 // requests
 	conns    atomic.Int64
 
-	mu   sync.Mutex
-	tell teller
+	mu    sync.Mutex
+	tell  teller
+	noise int // packets with a wrong ID before each answer over UDP
 }
 
 func (s *fake) say(tell teller) {
@@ -51,7 +52,7 @@ func (s *fake) ServeDNS(w dns.ResponseWriter, r *dns.Msg) {
 		s.tcp.Add(1)
 	}
 	s.mu.Lock()
-	tell := s.tell
+	tell, noise := s.tell, s.noise
 	s.mu.Unlock()
 	m := tell(r)
 	if m == nil {
@@ -59,6 +60,13 @@ func (s *fake) ServeDNS(w dns.ResponseWriter, r *dns.Msg) {
 	}
 	if w.LocalAddr().Network() == "udp" && m.Len() > udpSize {
 		m.Answer, m.Truncated = m.Answer[:1], true
+	}
+	if w.LocalAddr().Network() == "udp" {
+		for range noise {
+			forged := m.Copy()
+			forged.Id++
+			_ = w.WriteMsg(forged)
+		}
 	}
 	_ = w.WriteMsg(m)
 }

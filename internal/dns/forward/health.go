@@ -243,9 +243,9 @@ func (f *Forwarder) IsLoopProbe(name []byte) bool {
 	if len(name) != 1+loopRandom+len(loopLabels) || !strings.EqualFold(string(name[1+loopRandom:]), loopLabels) {
 		return false
 	}
-	key := string(wire.AppendLower(nil, name))
+	key := wire.AppendLower(nil, name)
 	f.probesMu.Lock()
-	u := f.probes[key]
+	u := f.probes[string(key)]
 	f.probesMu.Unlock()
 	if u == nil {
 		return false

@@ -44,8 +44,6 @@ func (q question) tail() string { return string(q[len(q)-questionTail:]) }
 
 func (q question) rtype() uint16 { return uint16(q.tail()[0])<<8 | uint16(q.tail()[1]) }
 
-func (q question) class() uint16 { return uint16(q.tail()[2])<<8 | uint16(q.tail()[3]) }
-
 func (q question) dnssec() bool { return q.tail()[4]&flagDO != 0 }
 
 func (q question) unchecked() bool { return q.tail()[4]&flagCD != 0 }

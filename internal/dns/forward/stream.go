@@ -38,13 +38,14 @@ var (
 type streams struct {
 	upstream *upstream
 	tls      *tls.Config // nil = TCP
+	idle     time.Duration
 
 	mu   sync.Mutex // guards open, and waiting of each
 	open []*stream
 }
 
 func newStreams(u *upstream) *streams {
-	s := &streams{upstream: u}
+	s := &streams{upstream: u, idle: streamIdle}
 	if u.TLS {
 		s.tls = &tls.Config{
 			ServerName: u.ServerName, RootCAs: u.forwarder.o.RootCAs, MinVersion: tls.VersionTLS12,
@@ -131,7 +132,7 @@ func (c *streams) ask(ctx context.Context, s *stream, id uint16, w *waiter, q qu
 	c.mu.Lock()
 	w.asked = asked
 	c.mu.Unlock()
-	if err := s.send(packet); err != nil {
+	if err := s.send(packet, c.idle); err != nil {
 		return nil, err
 	}
 	select {
@@ -148,7 +149,7 @@ func (c *streams) ask(ctx context.Context, s *stream, id uint16, w *waiter, q qu
 }
 
 // send writes a message behind its length. Should that fail the connection is of no more use.
-func (s *stream) send(packet []byte) error {
+func (s *stream) send(packet []byte, idle time.Duration) error {
 	if s.conn == nil {
 		<-s.over
 		return s.err
@@ -162,7 +163,7 @@ func (s *stream) send(packet []byte) error {
 		<-s.over // whoever reads sees that
 		return s.err
 	}
-	_ = s.conn.SetReadDeadline(time.Now().Add(streamIdle))
+	_ = s.conn.SetReadDeadline(time.Now().Add(idle))
 	return nil
 }
 
@@ -207,7 +208,7 @@ func (c *streams) dial(s *stream) error {
 
 // read hands answers to who waits for them. Those that nobody waits for are counted.
 func (c *streams) read(s *stream) error {
-	_ = s.conn.SetReadDeadline(time.Now().Add(streamIdle))
+	_ = s.conn.SetReadDeadline(time.Now().Add(c.idle))
 	var length [2]byte
 	var buf []byte
 	for {

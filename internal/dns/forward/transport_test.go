@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"math/big"
 	mathrand "math/rand/v2"
@@ -187,6 +188,111 @@ func TestLetterCaseThatIsNotRepeated(t *testing.T) {
 	}
 	if f.upstreams[0].mixes() {
 		t.Errorf("after %d answers in other letter case it is still asked in mixed case", maxRecased)
+	}
+}
+
+func TestManyForgedPacketsLeadToTCP(t *testing.T) {
+	up := newFake(t, records(t, "www.example. 60 IN A 10.0.0.1"))
+	up.noise = 2 * maxWrong
+	f := start(t, Options{}, up.upstream())
+	want(t, f, ask(t, "www.example.", dns.TypeA), "www.example. 60 IN A 10.0.0.1")
+	if n := up.tcp.Load(); n != 1 {
+		t.Errorf("%d questions over TCP, want 1", n)
+	}
+}
+
+func TestIdleConnectionsAreClosed(t *testing.T) {
+	up := newFake(t, manyRecords)
+	f := start(t, Options{}, up.upstream())
+	c := f.upstreams[0].streams
+	c.idle = 200 * time.Millisecond
+	for i := range 2 {
+		resolve(t, f, ask(t, fmt.Sprintf("n%d.example.", i), dns.TypeA))
+		await(t, "the connection is open", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return len(c.open) == 0
+		})
+	}
+	if n := up.conns.Load(); n != 2 {
+		t.Errorf("%d connections, want 2", n)
+	}
+}
+
+// TestBadStreams has upstreams over TCP that do what they should not.
+func TestBadStreams(t *testing.T) {
+	cases := map[string]func(net.Conn, []byte){ // what is done with a query
+		"hang up":        func(net.Conn, []byte) {},
+		"answer half":    func(c net.Conn, q []byte) { _, _ = c.Write(append([]byte{0xff, 0xff}, q...)) },
+		"empty messages": func(c net.Conn, _ []byte) { _, _ = c.Write(make([]byte, 1000)) },
+		"no message":     func(c net.Conn, q []byte) { _, _ = c.Write(append([]byte{0, byte(len(q))}, bad(q)...)) },
+		"another's answer": func(c net.Conn, q []byte) {
+			q[0]++
+			_, _ = c.Write(append([]byte{0, byte(len(q))}, q...))
+		},
+	}
+	for name, do := range cases {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			t.Cleanup(func() { _ = l.Close(); wg.Wait() })
+			wg.Go(func() {
+				for {
+					conn, err := l.Accept()
+					if err != nil {
+						return
+					}
+					buf := make([]byte, 2+512)
+					if n, err := conn.Read(buf); err == nil && n > 2 {
+						do(conn, buf[2:n])
+					}
+					_ = conn.Close()
+				}
+			})
+			f := start(t, Options{}, Upstream{Addr: l.Addr().(*net.TCPAddr).AddrPort()})
+			f.upstreams[0].exchange = f.upstreams[0].overStream
+			for i := range 3 {
+				want(t, f, ask(t, fmt.Sprintf("n%d.example.", i), dns.TypeA), "SERVFAIL")
+			}
+		})
+	}
+}
+
+// bad makes an answer of a query that says of more records than there are.
+func bad(q []byte) []byte {
+	q[2] |= 0x80
+	q[7] = 200
+	return q
+}
+
+// TestTheEndWaitsForNobody has an upstream that takes connections and never says anything.
+func TestTheEndWaitsForNobody(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	addr := l.Addr().(*net.TCPAddr).AddrPort()
+	for _, u := range []Upstream{{Addr: addr}, {Addr: addr, TLS: true}} {
+		f := start(t, Options{}, u)
+		f.upstreams[0].exchange = f.upstreams[0].overStream
+		asked := make(chan error)
+		go func() {
+			_, err := f.Resolve(t.Context(), ask(t, "www.example.", dns.TypeA))
+			asked <- err
+		}()
+		await(t, "nobody asks", func() bool { return f.upstreams[0].metrics.Questions.Load() == 1 })
+		began := time.Now()
+		end(f)
+		if err := <-asked; !errors.Is(err, ErrClosed) {
+			t.Errorf("%s: %v, want %v", u, err, ErrClosed)
+		}
+		if took := time.Since(began); took > streamDial {
+			t.Errorf("%s: the end took %v", u, took)
+		}
 	}
 }
 
