@@ -90,10 +90,10 @@ func (n *testNode) sync() {
 	}
 }
 
-// settle waits until no look for sockets is due.
+// settle waits until no look for sockets is due. On a busy machine a look takes long, and the rest after it nine times that.
 func (n *testNode) settle() {
 	n.t.Helper()
-	testkit.Await(n.t, deadline, func() error {
+	testkit.Await(n.t, 6*deadline, func() error {
 		n.closer.mu.Lock()
 		defer n.closer.mu.Unlock()
 		if n.closer.busy {
