@@ -55,6 +55,9 @@ func (s *Server) WriteMetrics(w io.Writer) error {
 	const programming = "endpointd_dns_programming_duration_seconds"
 	m.family(programming, "histogram", "Time from a change in the API to the first answer that says it.")
 	m.histogram(programming, &s.programming)
+	if f, ok := s.o.Forwarder.(forwarder); ok {
+		f.writeMetrics(m)
+	}
 	_, err := w.Write(m.text.Bytes())
 	return err
 }
