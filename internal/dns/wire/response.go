@@ -202,7 +202,7 @@ func (r *Response) Room() int { return max(r.limit-len(r.buf), 0) }
 // maxOffset is the farthest that compression can point (RFC 1035, section 4.1.4).
 const maxOffset = 1<<14 - 1
 
-// room says whether a record fits. It is false for the rest of the answer once something did not.
+// room says whether a record fits. Something smaller may fit after what did not: with TC set, the client asks again anyway.
 func (r *Response) room(s Section, owner, rdata int) bool {
 	const fixed = 2 + 2 + 2 + 4 + 2
 	if owner <= maxOffset && len(r.buf)+fixed+rdata <= r.limit {

@@ -66,9 +66,9 @@ const (
 // A place is what there is at a name.
 type place struct {
 	kind
-	service *service // that it is of; nil if none
-	addrs   *addrs   // of itself or endpoint
-	srv     *srvs    // of itself or port
+	service *service   // that it is of; nil if none
+	addrs   *addrs     // of itself or endpoint
+	srv     *srvs      // of itself or port
 	addr    netip.Addr // of a pod
 }
 
