@@ -173,12 +173,12 @@ func TestPodsAreAskedForOnce(t *testing.T) {
 	}
 }
 
-// TestFullPool has more requests than may wait: the others are told at once.
+// TestFullPool has more requests of one client than may wait, half of all: the others are told at once.
 func TestFullPool(t *testing.T) {
 	t.Parallel()
 	f := newFakeForwarder(t)
 	f.block = make(chan struct{})
-	s := start(t, Options{Forwarder: f, Waiting: 2, Timeout: time.Hour})
+	s := start(t, Options{Forwarder: f, Waiting: 4, Timeout: time.Hour})
 	first := make(chan *dns.Msg, 2)
 	for _, name := range []string{"www.example.", "target.example."} {
 		go func() { first <- ask(t, s, "udp", question(name, dns.TypeA)) }()

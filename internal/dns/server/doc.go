@@ -13,7 +13,7 @@
 // Invariants:
 //   - What is answered at once is answered without allocating and without a lock.
 //   - No client holds up another one, over UDP or TCP: nothing waits for a client but its own connection, and that for a bounded time.
-//   - Memory is bounded whatever comes: sockets × batch, waiting requests, connections, buckets of the rate limit, pods.
+//   - Memory is bounded whatever comes: sockets × batch, waiting requests and connections (of one client, too), buckets of the rate limit, pods.
 //   - A response leaves from the address that its request came to, is no longer than the client takes, and goes to nobody who may not ask.
 //   - If something cannot be waited for, the response says what is certain: a CNAME without its target, that a name is not in the zone, or SERVFAIL.
 //   - What Run started has ended when it returns.

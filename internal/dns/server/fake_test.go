@@ -68,11 +68,12 @@ func (z fakeZone) AnswerPod(_ *wire.Query, r *wire.Response, exists bool) zone.O
 
 func (z fakeZone) Search(dst, name []byte, namespace string) ([]byte, bool) {
 	suffix := string([]byte{byte(len(namespace))}) + namespace + "\x03svc\x07cluster\x04test\x00"
-	rest, ok := strings.CutSuffix(lower(name), suffix)
-	if !ok {
-		return dst, false
+	for at := 0; name[at] != 0; at += 1 + int(name[at]) {
+		if strings.EqualFold(string(name[at:]), suffix) {
+			return append(append(dst, lower(name[:at])...), 0), true
+		}
 	}
-	return append(append(dst, rest...), 0), true
+	return dst, false
 }
 
 func (z fakeZone) Namespace(netip.Addr) (string, bool) { return "ns", true }

@@ -14,8 +14,10 @@ import (
 // another library can read.
 func FuzzAnswer(f *testing.F) {
 	forwarder := newFakeForwarder(f)
+	_, full := realZones(f)
 	s, err := New(f.Context(), Options{
-		Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Sockets: 1, Zone: newFakeZone(), Forwarder: forwarder,
+		Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Sockets: 1, Zone: full, Forwarder: forwarder,
+		Namespace: func(a netip.Addr) (string, bool) { return map[bool]string{true: "shop", false: "ns"}[a.Is6()], true },
 		Searches: []string{"corp.example"}, Limits: Limits{PerSecond: -1},
 		PodExists: func(context.Context, string, netip.Addr) (bool, error) { return true, nil },
 	})
@@ -26,6 +28,9 @@ func FuzzAnswer(f *testing.F) {
 	for _, name := range []string{
 		"web.ns.svc.cluster.test.", "many.ns.svc.cluster.test.", "ext.ns.svc.cluster.test.", "10-0-0-7.ns.pod.cluster.test.", ".", "localhost.",
 		"www.example.", "www.example.ns.svc.cluster.test.", "web.ns.svc.cluster.test.ns.svc.cluster.test.", "single.ns.svc.cluster.test.",
+		"web.shop.svc.cluster.local.", "_http._tcp.web.shop.svc.cluster.local.", "outside.shop.svc.cluster.local.", "1.0.96.10.in-addr.arpa.",
+		"cluster.local.", "10-1-0-7.shop.pod.cluster.local.", "www.example.shop.svc.cluster.local.",
+		"web.shop.svc.cluster.local.shop.svc.cluster.local.",
 	} {
 		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeAXFR, dns.TypeANY} {
 			m := question(name, qtype)
@@ -36,36 +41,41 @@ func FuzzAnswer(f *testing.F) {
 		}
 	}
 	w := newWorker(s, s.slow)
-	out := make([]byte, maxUDPReply)
 	f.Fuzz(func(t *testing.T, packet []byte, tcp bool) {
-		rq := &request{packet: packet, client: netip.MustParseAddrPort("127.0.0.1:5353"), tcp: tcp, at: time.Now()}
-		before := bytes.Clone(packet)
-		check := func() []byte {
-			limit := w.size
-			reply := bytes.Clone(w.finish(rq))
-			switch {
-			case len(reply) > limit:
-				t.Errorf("%d octets, at most %d", len(reply), limit)
-			case !bytes.Equal(reply[:2], packet[:2]):
-				t.Errorf("ID %x of %x", reply[:2], packet[:2])
-			case reply[2]&0x80 == 0:
-				t.Error("no response")
-			}
-			if err := new(dns.Msg).Unpack(reply); err != nil && len(w.q.Name) > 0 {
-				t.Errorf("%x is answered by %x: %v", packet, reply, err)
-			}
-			return reply
-		}
-		switch w.answer(rq, out) {
-		case drop:
-			return
-		case wait:
-			check()
-			w.answerPatiently(t.Context(), rq, out)
-		}
-		check()
-		if !bytes.Equal(before, packet) {
-			t.Error("the packet was changed")
-		}
+		s.SetZone(newFakeZone())
+		checkAnswer(t, w, &request{packet: packet, client: netip.MustParseAddrPort("127.0.0.1:5353"), tcp: tcp, at: time.Now()})
+		s.SetZone(full)
+		checkAnswer(t, w, &request{packet: packet, client: netip.MustParseAddrPort("[::1]:5353"), tcp: tcp, at: time.Now()})
 	})
+}
+
+func checkAnswer(t *testing.T, w *worker, rq *request) {
+	t.Helper()
+	before, out := bytes.Clone(rq.packet), make([]byte, maxUDPReply)
+	check := func() {
+		limit := w.size
+		reply := w.finish(rq)
+		switch {
+		case len(reply) > limit:
+			t.Errorf("%d octets, at most %d", len(reply), limit)
+		case !bytes.Equal(reply[:2], before[:2]):
+			t.Errorf("ID %x of %x", reply[:2], before[:2])
+		case reply[2]&0x80 == 0:
+			t.Error("no response")
+		}
+		if err := new(dns.Msg).Unpack(reply); err != nil && len(w.q.Name) > 0 {
+			t.Errorf("%x is answered by %x: %v", before, reply, err)
+		}
+	}
+	switch w.answer(rq, out) {
+	case drop:
+		return
+	case wait:
+		check()
+		w.answerPatiently(t.Context(), rq, out)
+	}
+	check()
+	if !bytes.Equal(before, rq.packet) {
+		t.Error("the packet was changed")
+	}
 }

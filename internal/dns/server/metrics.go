@@ -43,7 +43,7 @@ func (s *Server) WriteMetrics(w io.Writer) error {
 		m.sample(c.name, float64(s.sum(c.of)))
 	}
 	m.family("endpointd_dns_waiting_requests", "gauge", "Requests that wait for an upstream or the API.")
-	m.sample("endpointd_dns_waiting_requests", float64(len(s.pool.slots)))
+	m.sample("endpointd_dns_waiting_requests", float64(s.pool.waiting()))
 	m.family("endpointd_dns_open_connections", "gauge", "TCP connections.")
 	m.sample("endpointd_dns_open_connections", float64(s.streams.count()))
 	m.family("endpointd_dns_snapshot_age_seconds", "gauge", "Time since the zone last changed.")

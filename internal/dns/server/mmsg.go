@@ -47,10 +47,10 @@ type incoming struct {
 
 // An envelope says where a packet is from and, if the socket listens on all addresses, where it came to.
 type envelope struct {
-	name       [nameSpace]byte
-	control    [controlSpace]byte
-	nameLen    uint32
 	controlLen uint64
+	control    [controlSpace]byte // aligned as the struct is
+	name       [nameSpace]byte
+	nameLen    uint32
 }
 
 func newBatch(conn *net.UDPConn, size int, pktinfo bool) (*batch, error) {

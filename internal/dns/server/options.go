@@ -49,7 +49,7 @@ type Answer interface {
 type Options struct {
 	// Listen has at least one address; port 0 is a free one, the same for UDP and TCP. An unspecified address listens on all of its family.
 	Listen []netip.AddrPort
-	// Sockets for UDP on each address; GOMAXPROCS if 0. The kernel spreads clients over them.
+	// Sockets for UDP on each address; GOMAXPROCS if 0, but at most 8. The kernel spreads clients over them.
 	Sockets int
 
 	// Zone to begin with, which must not be nil.
@@ -75,7 +75,7 @@ type Options struct {
 	// PodExists asks the API whether a pod with this address is in a namespace; nil means that none is. It may take until ctx ends.
 	PodExists func(ctx context.Context, namespace string, addr netip.Addr) (bool, error)
 
-	// Waiting is how many requests may wait for an upstream or the API at one time; 1024 if 0.
+	// Waiting is how many requests may wait for an upstream or the API at one time, and twice of how many may those of one address; 1024 if 0.
 	Waiting int
 	// Timeout of such a wait; 5 s if 0.
 	Timeout time.Duration
@@ -101,6 +101,7 @@ type TCPOptions struct {
 
 const (
 	maxBatch     = 64
+	maxSockets   = 8    // by default: each has 400 kB, and one answers a quarter of a million queries a second
 	maxRequest   = 2048 // UDP; longer ones are dropped
 	maxUDPReply  = 4096
 	defaultReply = 1232 // what passes every path without fragments
@@ -117,7 +118,7 @@ func (o *Options) complete() error {
 		value    *int
 		standard int
 	}{
-		{&o.Sockets, runtime.GOMAXPROCS(0)}, {&o.Waiting, 1024}, {&o.TCP.Connections, 512}, {&o.TCP.PerClient, 64}, {&o.batch, maxBatch},
+		{&o.Sockets, min(runtime.GOMAXPROCS(0), maxSockets)}, {&o.Waiting, 1024}, {&o.TCP.Connections, 512}, {&o.TCP.PerClient, 64}, {&o.batch, maxBatch},
 	} {
 		if *n.value == 0 {
 			*n.value = n.standard

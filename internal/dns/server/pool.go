@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -11,8 +12,12 @@ type pool struct {
 	ctx     context.Context // the life of all that the pool has started, ended by cancel
 	cancel  context.CancelFunc
 	timeout time.Duration
-	slots   chan struct{} // one for each request that waits
+	size    int
 	running sync.WaitGroup
+
+	mu       sync.Mutex
+	taken    int                // places
+	byClient map[netip.Addr]int // address → places
 }
 
 // A call is the time that one request may wait.
@@ -24,15 +29,42 @@ type call struct {
 
 func newPool(size int, timeout time.Duration) *pool {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &pool{ctx: ctx, cancel: cancel, timeout: timeout, slots: make(chan struct{}, size)}
+	return &pool{ctx: ctx, cancel: cancel, timeout: timeout, size: size, byClient: map[netip.Addr]int{}}
 }
 
-// start runs f beside the caller, who has taken one of the slots for it.
-func (p *pool) start(f func(call)) {
+// take takes a place for a client, of which one alone gets half. If there is one, start has to follow.
+func (p *pool) take(client netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken >= p.size || p.byClient[client] >= (p.size+1)/2 {
+		return false
+	}
+	p.taken++
+	p.byClient[client]++
+	return true
+}
+
+func (p *pool) give(client netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.taken--
+	if p.byClient[client]--; p.byClient[client] == 0 {
+		delete(p.byClient, client)
+	}
+}
+
+func (p *pool) waiting() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.taken
+}
+
+// start runs f beside the caller, in the place that was taken for a client.
+func (p *pool) start(client netip.Addr, f func(call)) {
 	p.running.Go(func() {
 		ctx, cancel := context.WithTimeout(p.ctx, p.timeout)
 		defer cancel()
-		release := sync.OnceFunc(func() { <-p.slots })
+		release := sync.OnceFunc(func() { p.give(client) })
 		defer release()
 		f(call{ctx, release})
 	})

@@ -176,14 +176,12 @@ func (c *stream) one(j *streamJob, n int) bool {
 		return false
 	case wait:
 		c.waiting <- struct{}{}
-		select {
-		case c.s.pool.slots <- struct{}{}:
+		if c.s.pool.take(c.client.Addr()) {
 			c.later(j, rq)
 			return true
-		default:
-			<-c.waiting
-			j.w.count.overloaded.Add(1)
 		}
+		<-c.waiting
+		j.w.count.overloaded.Add(1)
 	}
 	defer c.s.streamJobs.Put(j)
 	ok := c.write(j, j.w.finish(rq))
@@ -194,7 +192,7 @@ func (c *stream) one(j *streamJob, n int) bool {
 // later has a request wait, for which there are places in the connection and in the pool.
 func (c *stream) later(j *streamJob, rq *request) {
 	c.jobs.Add(1)
-	c.s.pool.start(func(call call) {
+	c.s.pool.start(c.client.Addr(), func(call call) {
 		defer c.jobs.Done()
 		defer func() { <-c.waiting }()
 		defer c.s.streamJobs.Put(j)

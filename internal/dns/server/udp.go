@@ -94,15 +94,14 @@ func (u *udp) one(i int, rq *request) {
 
 // later has the i-th packet of the batch wait, and says whether there is room for that.
 func (u *udp) later(i int, rq *request) bool {
-	select {
-	case u.s.pool.slots <- struct{}{}:
-	default:
+	client := rq.client.Addr()
+	if !u.s.pool.take(client) {
 		return false
 	}
 	j, _ := u.s.udpJobs.Get().(*udpJob)
 	j.envelope = u.batch.messages[i].envelope
 	mine := request{packet: j.packet[:copy(j.packet[:], rq.packet)], client: rq.client, at: rq.at}
-	u.s.pool.start(func(c call) {
+	u.s.pool.start(client, func(c call) {
 		defer u.s.udpJobs.Put(j)
 		j.w.answerPatiently(c.ctx, &mine, j.out[:])
 		reply := j.w.finish(&mine)

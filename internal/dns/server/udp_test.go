@@ -63,7 +63,7 @@ func TestManyClients(t *testing.T) {
 		f.names[fmt.Sprintf("n%d.example.", i)] = []netip.Addr{netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})}
 	}
 	for _, batch := range []int{1, 3, maxBatch} {
-		s := start(t, Options{Forwarder: f, batch: batch, Waiting: clients * questions})
+		s := start(t, Options{Forwarder: f, batch: batch, Waiting: 2 * clients * questions})
 		var group sync.WaitGroup
 		for c := range clients {
 			conn := dial(t, s.Addrs()[0])

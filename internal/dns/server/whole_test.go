@@ -95,16 +95,27 @@ func startForwarder(t testing.TB, o forward.Options) *forward.Forwarder {
 	return f
 }
 
+// realZones are one of no Snapshot, and what comes next.
+func realZones(t testing.TB) (empty, full *zone.Zone) {
+	t.Helper()
+	empty, err := zone.New(zone.Options{Domain: "cluster.local", Servers: []netip.Addr{netip.MustParseAddr("10.96.0.10")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := modeltest.Apply(model.Input{}, objects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return empty, empty.Next(model.Build(in, nil))
+}
+
 // TestWhole has the real zone, and the real forwarder with an upstream on loopback.
 func TestWhole(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int64
 	up := upstream(t, records(&asked, map[string]string{"www.example.": "A 192.0.2.1", "intern.corp.example.": "A 192.0.2.2"}))
 	f := startForwarder(t, forward.Options{Upstreams: map[string][]forward.Upstream{".": {{Addr: up}}}})
-	empty, err := zone.New(zone.Options{Domain: "cluster.local", Servers: []netip.Addr{netip.MustParseAddr("10.96.0.10")}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	empty, full := realZones(t)
 	s := start(t, Options{
 		Zone: empty, Forwarder: Forward(f), Searches: []string{"corp.example"},
 		Namespace: func(netip.Addr) (string, bool) { return "shop", true },
@@ -116,11 +127,7 @@ func TestWhole(t *testing.T) {
 		wantBrief(t, ask(t, s, network, question("web.shop.svc.cluster.local.", dns.TypeA)), "SERVFAIL")
 		wantBrief(t, ask(t, s, network, question("www.example.", dns.TypeA)), "NOERROR www.example. A 192.0.2.1")
 	}
-	in, err := modeltest.Apply(model.Input{}, objects)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.SetZone(empty.Next(model.Build(in, nil)))
+	s.SetZone(full)
 	for _, c := range []struct{ name, want string }{
 		{"web.shop.svc.cluster.local.", "NOERROR web.shop.svc.cluster.local. A 10.96.0.1"},
 		{"no.shop.svc.cluster.local.", "NXDOMAIN"},
