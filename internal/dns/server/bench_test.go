@@ -18,24 +18,69 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/endpointd/endpointd/internal/dns/zone"
+	"github.com/endpointd/endpointd/internal/model"
 )
 
-// benchServer is set, to packets by a system call, in the process that serves for BenchmarkUDP: so its CPU time is the server's alone.
+// benchServer is set, to packets by a system call and the number of Services, in the process that serves for benchmarks: so its CPU time is the
+// server's alone. Without Services the zone is the trivial one.
 const benchServer = "DNS_SERVER_OF_BENCHMARK"
 
-func serveBenchmark(batch string) error {
-	n, err := strconv.Atoi(batch)
-	if err != nil {
+func serveBenchmark(how string) error {
+	var batch, services int
+	if _, err := fmt.Sscanf(how, "%d %d", &batch, &services); err != nil {
 		return err
+	}
+	var z Zone = newFakeZone()
+	if services > 0 {
+		var err error
+		if z, err = benchZone(services); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer cancel()
-	s, err := New(ctx, Options{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Zone: newFakeZone(), batch: n})
+	s, err := New(ctx, Options{
+		Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Zone: z, batch: batch, UDPSize: func(netip.Addr) int { return maxUDPReply },
+	})
 	if err != nil {
 		return err
 	}
 	fmt.Println(s.Addrs()[0])
 	return s.Run(ctx)
+}
+
+// benchZone has so many Services, each with an address and a named port, and a headless one of 100 endpoints.
+func benchZone(services int) (Zone, error) {
+	in := model.Input{}.WithNetwork(model.Network{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}})
+	for i := range services {
+		ip := netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}).String()
+		in = in.WithService(&corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprintf("ns-%d", i%10), Name: fmt.Sprintf("service-%d", i)},
+			Spec:       corev1.ServiceSpec{ClusterIP: ip, ClusterIPs: []string{ip}, Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}}},
+		})
+	}
+	in = in.WithService(&corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns-0", Name: "headless"},
+		Spec:       corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone, Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}}},
+	})
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "ns-0", Name: "headless", Labels: map[string]string{discoveryv1.LabelServiceName: "headless"}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(8080)), Protocol: new(corev1.ProtocolTCP)}},
+	}
+	for i := range 100 {
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{netip.AddrFrom4([4]byte{10, 128, 0, byte(i)}).String()}})
+	}
+	z, err := zone.New(zone.Options{Domain: "cluster.local"})
+	if err != nil {
+		return nil, err
+	}
+	return z.Next(model.Build(in.WithSlice(slice), nil)), nil
 }
 
 // BenchmarkAnswer is what a request costs without the socket.
@@ -80,14 +125,38 @@ func BenchmarkAnswer(b *testing.B) {
 func BenchmarkUDP(b *testing.B) {
 	for _, inflight := range []int{1, 16, 64, 256} {
 		for _, batch := range []int{1, maxBatch} {
-			b.Run(fmt.Sprintf("inflight=%d/batch=%d", inflight, batch), func(b *testing.B) { benchmarkUDP(b, inflight, batch) })
+			b.Run(fmt.Sprintf("inflight=%d/batch=%d", inflight, batch), func(b *testing.B) {
+				benchmarkUDP(b, inflight, fmt.Sprint(batch, " ", 0), question("web.ns.svc.cluster.test.", dns.TypeA))
+			})
 		}
 	}
 }
 
-func benchmarkUDP(b *testing.B, inflight, batch int) {
+// BenchmarkZone puts questions to the real zone with 1,000 and 10,000 Services, as BenchmarkUDP does.
+func BenchmarkZone(b *testing.B) {
+	for _, services := range []int{1000, 10_000} {
+		for _, q := range []struct {
+			name, question string
+			qtype          uint16
+		}{
+			{"A", "service-7.ns-7.svc.cluster.local.", dns.TypeA},
+			{"headless-100", "headless.ns-0.svc.cluster.local.", dns.TypeA},
+			{"SRV", "_http._tcp.service-7.ns-7.svc.cluster.local.", dns.TypeSRV},
+			{"PTR", "7.0.96.10.in-addr.arpa.", dns.TypePTR},
+			{"NXDOMAIN", "nothing.ns-7.svc.cluster.local.", dns.TypeA},
+		} {
+			b.Run(fmt.Sprintf("services=%d/%s", services, q.name), func(b *testing.B) {
+				m := question(q.question, q.qtype)
+				m.SetEdns0(maxUDPReply, false)
+				benchmarkUDP(b, 64, fmt.Sprint(maxBatch, " ", services), m)
+			})
+		}
+	}
+}
+
+func benchmarkUDP(b *testing.B, inflight int, how string, m *dns.Msg) {
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", benchServer, batch))
+	cmd.Env = append(os.Environ(), benchServer+"="+how)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		b.Fatal(err)
@@ -108,7 +177,7 @@ func benchmarkUDP(b *testing.B, inflight, batch int) {
 	var group sync.WaitGroup
 	for range 2 {
 		group.Go(func() {
-			if err := load(strings.TrimSpace(addr), b.N/2+1, inflight); err != nil {
+			if err := load(strings.TrimSpace(addr), b.N/2+1, inflight, pack(b, m)); err != nil {
 				b.Error(err)
 			}
 		})
@@ -121,21 +190,17 @@ func benchmarkUDP(b *testing.B, inflight, batch int) {
 }
 
 // load asks n questions, with so many in flight.
-func load(addr string, n, inflight int) error {
+func load(addr string, n, inflight int, packet []byte) error {
 	conn, err := net.Dial("udp", addr)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	packet, err := question("web.ns.svc.cluster.test.", dns.TypeA).Pack()
-	if err != nil {
-		return err
-	}
 	c := ipv4.NewPacketConn(conn.(net.PacketConn))
 	send, receive := make([]ipv4.Message, inflight), make([]ipv4.Message, inflight)
 	for i := range inflight {
 		send[i].Buffers = [][]byte{packet}
-		receive[i].Buffers = [][]byte{make([]byte, 512)}
+		receive[i].Buffers = [][]byte{make([]byte, maxUDPReply)}
 	}
 	for done, out := 0, 0; done < n; {
 		for out < inflight {

@@ -18,7 +18,7 @@ func FuzzAnswer(f *testing.F) {
 	s, err := New(f.Context(), Options{
 		Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Sockets: 1, Zone: full, Forwarder: forwarder,
 		Namespace: func(a netip.Addr) (string, bool) { return map[bool]string{true: "shop", false: "ns"}[a.Is6()], true },
-		Searches: []string{"corp.example"}, Limits: Limits{PerSecond: -1},
+		Searches:  []string{"corp.example"}, Limits: Limits{PerSecond: -1},
 		PodExists: func(context.Context, string, netip.Addr) (bool, error) { return true, nil },
 	})
 	if err != nil {
