@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -18,8 +19,10 @@ import (
 	"github.com/endpointd/endpointd/internal/controller/binder"
 	"github.com/endpointd/endpointd/internal/controller/endpoints"
 	"github.com/endpointd/endpointd/internal/controller/mirror"
+	"github.com/endpointd/endpointd/internal/controller/nodedns"
 	"github.com/endpointd/endpointd/internal/controller/nodelife"
 	"github.com/endpointd/endpointd/internal/controller/workload"
+	"github.com/endpointd/endpointd/internal/sandbox"
 )
 
 // Names for ServerOptions.Disable.
@@ -29,11 +32,12 @@ const (
 	workloadName  = "workload"
 	binderName    = "binder"
 	nodesName     = "nodes"
+	dnsName       = "dns"
 )
 
 // ControllerNames are what --disable-controllers takes.
 func ControllerNames() []string {
-	return []string{endpointsName, mirrorName, workloadName, binderName, nodesName}
+	return []string{endpointsName, mirrorName, workloadName, binderName, nodesName, dnsName}
 }
 
 // runner is a controller. Run returns when ctx ended and its workers have.
@@ -72,6 +76,7 @@ func (s *server) startControllers() error {
 	}
 	s.addEndpoints(c)
 	s.addNodes(c)
+	s.addDNS(c)
 	c.informers.Start(c.stop)
 	var informing sync.WaitGroup
 	for _, informer := range c.others {
@@ -168,6 +173,22 @@ func (s *server) addNodes(c *controllers) {
 			}), nil
 		}})
 	}
+}
+
+// addDNS adds what has the nodes' DNS servers found.
+func (s *server) addDNS(c *controllers) {
+	if s.disabled(dnsName) {
+		return
+	}
+	core := c.informers.Core().V1()
+	c.warm(core.Nodes().Informer(), core.Services().Informer(), c.informers.Discovery().V1().EndpointSlices().Informer())
+	var addrs []netip.Addr
+	for _, r := range s.options.ServiceCIDRs {
+		addrs = append(addrs, sandbox.DNS(r))
+	}
+	c.builds = append(c.builds, build{dnsName, func() (runner, error) {
+		return nodedns.New(nodedns.Options{Client: c.client, Informers: c.informers, Addrs: addrs, Logger: s.options.Logger}), nil
+	}})
 }
 
 // warm names informers that are to run from the start: a standby's caches are full when its term begins. (Asking the factory

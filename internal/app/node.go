@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -61,10 +62,13 @@ type NodeOptions struct {
 	NodePorts traffic.NodePortAddrs
 	// ClusterCIDRs are the ranges of all nodes' pods; empty = those of all Nodes.
 	ClusterCIDRs []netip.Prefix
-	Healthz      string // address of health checks and metrics, host:port; "" = none
-	DrainGrace   time.Duration
-	Version      string // of this program
-	Logger       *slog.Logger
+	// DNSPort is where this node's DNS server answers, on all Addrs; 0 = there is none. What else it does is in Names, but for Listen and Domain.
+	DNSPort    uint16
+	Names      NamesOptions
+	Healthz    string // address of health checks and metrics, host:port; "" = none
+	DrainGrace time.Duration
+	Version    string // of this program
+	Logger     *slog.Logger
 	// Ready is called once, when the node is registered and its pods are known.
 	Ready func(node string, addrs []netip.Addr, pods []netip.Prefix)
 }
@@ -99,6 +103,9 @@ type agent struct {
 	peers     *peers.Client // nil = nobody is asked
 	nodes     *watch.Store[*corev1.Node]
 	pods      *watch.Store[*corev1.Pod]
+	own       ownPods
+	names     *names      // nil = there is no DNS server
+	answering atomic.Bool // names answers from a Snapshot
 
 	work sync.WaitGroup
 	fail context.CancelCauseFunc
@@ -238,11 +245,12 @@ func (a *agent) prepare(ctx context.Context) error {
 		return err
 	}
 	a.runtimes = map[string]container.Runtime{node.ClassProcess: a.processes, node.ClassExternal: node.NewExternal()}
+	a.makeNames(ctx)
 	a.objects = newObjects(a.client)
 	a.probes = prober.New()
 	a.specs, err = podspec.New(podspec.Options{
-		Source: a.objects, Images: images, Dir: filepath.Join(o.DataDir, "volumes"), Node: a.self,
-		ClusterDNS: o.ClusterDNS, ClusterDomain: o.Domain, Event: a.warn, Logger: o.Logger,
+		Source: a.objects, Images: images, Dir: filepath.Join(o.DataDir, "volumes"), Node: a.self, ResolvConf: o.Names.ResolvConf,
+		ClusterDNS: a.o.ClusterDNS, ClusterDomain: o.Domain, Event: a.warn, Logger: o.Logger,
 	})
 	if err != nil {
 		return err
@@ -271,7 +279,7 @@ func (a *agent) register(ctx context.Context) ([]netip.Prefix, error) {
 		return nil, err
 	}
 	a.registry, err = register.New(register.Options{
-		Client: a.client, LeaseClient: lease, Name: a.o.Name, Addrs: a.o.Addrs, PodCIDRs: a.o.PodCIDRs, Labels: a.o.Labels,
+		Client: a.client, LeaseClient: lease, Name: a.o.Name, Addrs: a.o.Addrs, PodCIDRs: a.o.PodCIDRs, Labels: a.o.Labels, Annotations: a.annotations,
 		Port: int(number), Version: a.o.Version, DataDir: a.o.DataDir, Logger: a.o.Logger,
 	})
 	if err != nil {
@@ -380,6 +388,7 @@ func (a *agent) watchPods() {
 	a.pods = watch.New(watch.Options[*corev1.Pod]{
 		Name: "pods", Source: watch.From(a.client.CoreV1().Pods("")), Fields: "spec.nodeName=" + a.o.Name, Logger: a.o.Logger,
 		Changed: func(was, now *corev1.Pod) {
+			a.own.changed(was, now)
 			switch {
 			case now != nil && manifest.IsMirror(now):
 				a.node.MirrorChanged(manifest.StaticUID(now))

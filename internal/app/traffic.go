@@ -38,7 +38,7 @@ func (a *agent) lead() {
 	o := a.o
 	options := traffic.Options{
 		Node: o.Name, Client: a.client, Addrs: o.Addrs, PodCIDRs: o.PodCIDRs, ClusterCIDRs: o.ClusterCIDRs, NodePorts: o.NodePorts,
-		Set: a.plane.set, Wait: a.plane.runner.Wait, NodeChanged: a.nodeChanged, Logger: o.Logger,
+		Set: a.set, Wait: a.plane.runner.Wait, NodeChanged: a.nodeChanged, Logger: o.Logger,
 	}
 	if !o.ProxyOnly {
 		options.ServiceChanged, options.Peers = a.objects.serviceChanged, a.askPeers()
@@ -47,10 +47,19 @@ func (a *agent) lead() {
 	a.nodes = a.traffic.Nodes()
 }
 
+// set has a Snapshot be in force soon, and names answered from it at once.
+func (a *agent) set(s *model.Snapshot) {
+	a.plane.set(s)
+	a.setNames(s)
+}
+
 // runTraffic has all of it run.
 func (a *agent) runTraffic(ctx context.Context) {
 	a.run(ctx, "data plane", a.plane.run)
 	a.run(ctx, "watch of Services", a.traffic.Run)
+	if a.names != nil {
+		a.run(ctx, "DNS", a.names.run)
+	}
 	a.run(ctx, "health checks", a.plane.serveHealth)
 	a.run(ctx, "debug socket", func(ctx context.Context) error {
 		return serveDebug(ctx, a.o.DataDir, debugHandler(a.plane), a.o.Logger)
@@ -62,7 +71,13 @@ func (a *agent) nodeChanged(was, now *corev1.Node) {
 	if now != nil && now.Name == a.o.Name || was != nil && was.Name == a.o.Name {
 		a.plane.setEligible(now)
 	}
-	if a.network == nil || was != nil && now != nil && samePeer(was, now) || !a.nodes.HasSynced() && now == nil {
+	if was != nil && now != nil && samePeer(was, now) {
+		return
+	}
+	if a.names != nil {
+		a.names.setNodes(a.nodes.List())
+	}
+	if a.network == nil || !a.nodes.HasSynced() && now == nil {
 		return
 	}
 	a.setPeers()

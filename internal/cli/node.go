@@ -22,6 +22,8 @@ import (
 type nodeFlags struct {
 	kubeconfig, name, dataDir string
 	addrs, podCIDRs, dns      []string
+	dnsPort                   uint16
+	names                     namesFlags
 	labels                    map[string]string
 	domain, manifests, images string
 	listen, cgroup            string
@@ -79,8 +81,10 @@ func (f *nodeFlags) register(cmd *cobra.Command) {
 	flags.StringVar(&f.dataDir, "data-dir", filepath.Join(dataDir(), "node"), "folder of pods, volumes and logs")
 	flags.StringSliceVar(&f.addrs, "node-ip", nil, "`address` of this node; two, one of each family, for dual stack (default: the one of the default route)")
 	flags.StringSliceVar(&f.podCIDRs, "pod-cidr", nil, "address range of this node's pods; two, one of each family, for dual stack (default: the server gives one)")
-	flags.StringSliceVar(&f.dns, "cluster-dns", nil, "`addresses` of DNS servers for pods (default: this machine's)")
+	flags.StringSliceVar(&f.dns, "cluster-dns", nil, "`addresses` of DNS servers for pods (default: this node's own, see --dns-port)")
 	flags.StringVar(&f.domain, "cluster-domain", "cluster.local", "what the names of Services end in")
+	flags.Uint16Var(&f.dnsPort, "dns-port", 53, "port of the DNS server on this node's addresses, which pods ask for names of Services; 0 for none")
+	f.names.register(flags)
 	flags.StringVar(&f.manifests, "manifests", "", "`folder` of static pods")
 	flags.StringVar(&f.images, "images", "", "`file` that says what images mean: nothing is pulled")
 	flags.StringToStringVar(&f.labels, "node-labels", nil, "`labels` of the node, such as topology.kubernetes.io/zone=a")
@@ -101,7 +105,7 @@ func (f *nodeFlags) options(streams IO) (app.NodeOptions, error) {
 	o := app.NodeOptions{
 		Kubeconfig: f.kubeconfig, DataDir: f.dataDir, Name: f.name, Manifests: f.manifests, Images: f.images, Domain: f.domain,
 		Labels: f.labels, Cgroup: f.cgroup, Listen: f.listen, DrainGrace: f.drain, Version: version,
-		ProxyOnly: f.proxyOnly, Healthz: f.healthz,
+		ProxyOnly: f.proxyOnly, Healthz: f.healthz, DNSPort: f.dnsPort,
 	}
 	if f.kubeconfig == "" && !f.proxyOnly {
 		return o, flagError("kubeconfig", "must be given: make one on the server's machine with endpointd kubeconfig --node NAME")
@@ -126,6 +130,9 @@ func (f *nodeFlags) options(streams IO) (app.NodeOptions, error) {
 		return o, err
 	}
 	if o.PodCIDRs, err = parseRanges("pod-cidr", f.podCIDRs); err != nil {
+		return o, err
+	}
+	if o.Names, err = f.names.options(); err != nil {
 		return o, err
 	}
 	if o.DataDir, err = filepath.Abs(f.dataDir); err != nil {

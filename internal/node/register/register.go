@@ -63,8 +63,10 @@ type Options struct {
 	PodCIDRs []netip.Prefix
 	// Labels besides those that every node has, such as topology.kubernetes.io/zone.
 	Labels map[string]string
-	Taints []corev1.Taint // of a Node that is made; an existing one keeps its own
-	Port   int            // of the kubelet API; 0 = 10250
+	// Annotations that are ours, asked for at each look at the Node; "" = it must not be there. Nil = none are.
+	Annotations func() map[string]string
+	Taints      []corev1.Taint // of a Node that is made; an existing one keeps its own
+	Port        int            // of the kubelet API; 0 = 10250
 
 	Version string // endpointd's own, for the runtime's: "process://<Version>"
 	Kubelet string // kubeletVersion; "" = "v1.37.2-endpointd"
@@ -355,7 +357,20 @@ func (r *Registration) fresh() *corev1.Node {
 	return node
 }
 
-// adopt returns node with the labels and ranges that are ours.
+func annotate(node *corev1.Node, annotations map[string]string) {
+	for key, value := range annotations {
+		switch {
+		case value == "":
+			delete(node.Annotations, key)
+		case node.Annotations == nil:
+			node.Annotations = map[string]string{key: value}
+		default:
+			node.Annotations[key] = value
+		}
+	}
+}
+
+// adopt returns node with the labels, annotations and ranges that are ours.
 func (r *Registration) adopt(node *corev1.Node) *corev1.Node {
 	node = node.DeepCopy()
 	if node.Labels == nil {
@@ -369,6 +384,9 @@ func (r *Registration) adopt(node *corev1.Node) *corev1.Node {
 		"beta.kubernetes.io/arch": runtime.GOARCH,
 	})
 	maps.Copy(node.Labels, r.o.Labels)
+	if r.o.Annotations != nil {
+		annotate(node, r.o.Annotations())
+	}
 	if all := r.ranges(); len(all) > 0 && len(node.Spec.PodCIDRs) == 0 {
 		node.Spec.PodCIDR, node.Spec.PodCIDRs = all[0], all
 	}

@@ -3,10 +3,12 @@ package traffic
 import (
 	"cmp"
 	"context"
+	"maps"
 	"net"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,7 +53,7 @@ func prefixes(texts []string) []netip.Prefix {
 
 // slim drops what is large and nobody here needs.
 func slim(n *corev1.Node) {
-	n.Annotations = nil
+	maps.DeleteFunc(n.Annotations, func(key, _ string) bool { return !strings.HasPrefix(key, "endpointd.io/") })
 	n.Status.Images, n.Status.Capacity, n.Status.Allocatable = nil, nil, nil
 	n.Status.VolumesInUse, n.Status.VolumesAttached = nil, nil
 }

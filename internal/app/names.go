@@ -1,0 +1,226 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/endpointd/endpointd/internal/dns/forward"
+	dnsserver "github.com/endpointd/endpointd/internal/dns/server"
+	"github.com/endpointd/endpointd/internal/dns/zone"
+	"github.com/endpointd/endpointd/internal/model"
+)
+
+// NamesOptions say how names are answered.
+type NamesOptions struct {
+	// Listen are the addresses of the DNS server; none = there is no such server.
+	Listen []netip.AddrPort
+	Domain string // of the cluster
+	// TTL of the cluster's names; 0 = the zone's default.
+	TTL time.Duration
+	// Upstreams are a domain → who is asked for names in it. Without "." the name servers of ResolvConf are.
+	Upstreams map[string][]forward.Upstream
+	// ResolvConf is the file that says which name servers and search domains this machine has.
+	ResolvConf string
+	// Clients may ask besides nodes and pods.
+	Clients []netip.Prefix
+}
+
+// resolvPath is where a machine's resolver configuration is.
+const resolvPath = "/etc/resolv.conf"
+
+// namesOptions are those of names.
+type namesOptions struct {
+	NamesOptions
+	servers   []netip.Addr // where clients find this server: glue of the zone's NS record, and never an upstream
+	namespace func(netip.Addr) (string, bool)
+	podExists func(ctx context.Context, namespace string, addr netip.Addr) (bool, error)
+	log       *slog.Logger
+}
+
+// names is the DNS server of a node, or one that runs alone.
+type names struct {
+	o         namesOptions
+	server    *dnsserver.Server
+	forwarder *forward.Forwarder
+	zone      *zone.Zone // of the last Snapshot; belongs to who calls set
+
+	clients atomic.Pointer[clients]
+	mu      sync.Mutex // guards what follows
+	network *model.Network
+	nodes   []netip.Addr
+}
+
+// clients are who may ask.
+type clients struct {
+	own   []netip.Prefix // this node's pods
+	all   []netip.Prefix // and all other pods, and who was named
+	nodes map[netip.Addr]struct{}
+}
+
+// newNames binds the addresses. Until the first Snapshot the cluster's names are answered with SERVFAIL.
+func newNames(ctx context.Context, o namesOptions) (*names, error) {
+	n := &names{o: o}
+	n.clients.Store(&clients{all: o.Clients})
+	var err error
+	if n.zone, err = zone.New(zone.Options{Domain: o.Domain, TTL: o.TTL, Servers: o.servers}); err != nil {
+		return nil, err
+	}
+	upstreams, searches, err := n.upstreams()
+	if err != nil {
+		return nil, err
+	}
+	if n.forwarder, err = forward.New(forward.Options{Upstreams: upstreams, Own: n.own(), Logger: o.log}); err != nil {
+		return nil, err
+	}
+	n.server, err = dnsserver.New(ctx, dnsserver.Options{
+		Listen: o.Listen, Zone: n.zone, Forwarder: dnsserver.Forward(n.forwarder), Searches: searches,
+		Allow: n.mayAsk, UDPSize: n.udpSize, Namespace: n.namespace, PodExists: o.podExists, Logger: o.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// own are the addresses at which we answer ourselves.
+func (n *names) own() []netip.AddrPort {
+	own := slices.Clone(n.o.Listen)
+	for _, addr := range n.o.servers {
+		own = append(own, netip.AddrPortFrom(addr, dnsPort))
+	}
+	return own
+}
+
+const dnsPort = 53
+
+// upstreams are who is asked for other names: what was said, and else this machine's name servers, but for ourselves.
+func (n *names) upstreams() (all map[string][]forward.Upstream, searches []string, err error) {
+	all = map[string][]forward.Upstream{}
+	for domain, list := range n.o.Upstreams {
+		all[domain] = list
+	}
+	config, err := dns.ClientConfigFromFile(n.o.ResolvConf)
+	if err != nil {
+		if all["."] == nil {
+			n.o.log.Warn("no name servers of this machine: names that are not the cluster's are not resolved", "err", err)
+		}
+		return all, nil, nil
+	}
+	if all["."] == nil {
+		for _, text := range config.Servers {
+			u, err := forward.ParseUpstream(text)
+			if err != nil {
+				n.o.log.Warn("name server left out", "file", n.o.ResolvConf, "err", err)
+				continue
+			}
+			if !slices.Contains(n.own(), u.Addr) {
+				all["."] = append(all["."], u)
+			}
+		}
+	}
+	for _, domain := range config.Search {
+		if !dns.IsSubDomain(dns.Fqdn(n.o.Domain), dns.Fqdn(domain)) && domain != "." {
+			searches = append(searches, domain)
+		}
+	}
+	return all, searches, nil
+}
+
+// set answers from a Snapshot from now on. Calls must not be at the same time.
+func (n *names) set(s *model.Snapshot) {
+	n.zone = n.zone.Next(s)
+	n.server.SetZone(n.zone)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.network = &s.Network
+	n.allow()
+}
+
+// setNodes says which addresses the nodes have.
+func (n *names) setNodes(nodes []*corev1.Node) {
+	var addrs []netip.Addr
+	for _, node := range nodes {
+		addrs = append(addrs, peer(node).Addrs...)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.nodes = addrs
+	n.allow()
+}
+
+// allow lets nodes and pods ask. n.mu is held.
+func (n *names) allow() {
+	next := &clients{all: n.o.Clients, nodes: map[netip.Addr]struct{}{}}
+	if n.network != nil {
+		next.own, next.all = n.network.PodCIDRs, slices.Concat(next.all, n.network.ClusterCIDRs)
+	}
+	for _, addr := range n.nodes {
+		next.nodes[addr] = struct{}{}
+	}
+	n.clients.Store(next)
+}
+
+func contains(ranges []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
+// mayAsk keeps strangers out: this is no open resolver.
+func (n *names) mayAsk(client netip.Addr) bool {
+	c := n.clients.Load()
+	if client.IsLoopback() || contains(c.own, client) || contains(c.all, client) || slices.Contains(n.o.servers, client) {
+		return true
+	}
+	_, isNode := c.nodes[client]
+	return isNode
+}
+
+// UDP responses to this node's pods cross no wire, so that they may be long; others get what passes everywhere (DNS Flag Day 2020).
+const (
+	ownUDPSize   = 4096
+	otherUDPSize = 1232
+)
+
+func (n *names) udpSize(client netip.Addr) int {
+	if client.IsLoopback() || contains(n.clients.Load().own, client) {
+		return ownUDPSize
+	}
+	return otherUDPSize
+}
+
+// namespace is a client's, which this node knows of its own pods, and the Snapshot of those that are endpoints.
+func (n *names) namespace(client netip.Addr) (string, bool) {
+	if n.o.namespace != nil {
+		if namespace, ok := n.o.namespace(client); ok {
+			return namespace, true
+		}
+	}
+	return "", false
+}
+
+// run serves until ctx ends.
+func (n *names) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var work sync.WaitGroup
+	work.Go(func() {
+		if err := n.forwarder.Run(ctx); ctx.Err() == nil {
+			cancel(fmt.Errorf("forwarder: %w", err))
+		}
+	})
+	err := n.server.Run(ctx)
+	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	cancel(nil)
+	work.Wait()
+	return err
+}
