@@ -221,6 +221,39 @@ func TestRecordsAreReadAsTheyWere(t *testing.T) {
 	}
 }
 
+// TestLongAnswers is about pointers, which reach 16 KiB.
+func TestLongAnswers(t *testing.T) {
+	m := new(dns.Msg)
+	for i := range 1500 {
+		m.Answer = append(m.Answer, record(t, fmt.Sprintf("www.example.org. 60 IN MX %d mail%d.n%d.example.net.", i, i, i/2)))
+	}
+	expected := text(m)
+	a := accept(t, "www.example.org.", dns.TypeMX, false, m.Copy())
+	if len(a.data) < 2*maxPointer {
+		t.Fatalf("%d octets are too few for this test", len(a.data))
+	}
+	q := ask(t, "www.example.org.", dns.TypeMX)
+	if got := text(respond(t, a, q, a.at)); got != expected {
+		t.Error("1500 records are read as others")
+	}
+
+	// As far behind as it gets: behind CNAMEs of ours that are as long as names can be.
+	long := ask(t, strings.Repeat(strings.Repeat("x", 60)+".", 4), dns.TypeMX)
+	var r wire.Response
+	r.Begin(nil, long, dns.MaxMsgSize, 1232)
+	for range 6 {
+		r.AddName(wire.Answer, wire.QuestionAt, dns.TypeCNAME, 5, long.Name)
+	}
+	at := r.AddName(wire.Answer, wire.QuestionAt, dns.TypeCNAME, 5, q.Name)
+	if !a.Append(&r, at, a.at) {
+		t.Fatal("it does not fit")
+	}
+	got := unpack(t, r.Finish())
+	if got.Answer = got.Answer[7:]; text(got) != expected {
+		t.Error("1500 records behind CNAMEs are read as others")
+	}
+}
+
 func TestNamesAreCompressed(t *testing.T) {
 	m := new(dns.Msg)
 	for i := range 20 {

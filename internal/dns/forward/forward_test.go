@@ -324,6 +324,29 @@ func TestPopularAnswersAreRefreshedInTime(t *testing.T) {
 	}
 }
 
+func TestARefreshThatFailsIsTriedOnce(t *testing.T) {
+	up := newFake(t, records(t, "www.example. 100 IN A 10.0.0.1"))
+	c := new(clock)
+	f := start(t, Options{Clock: c.now}, up.upstream())
+	q := ask(t, "www.example.", dns.TypeA)
+	resolve(t, f, q)
+	up.say(negative(t, dns.RcodeServerFailure))
+	c.pass(95 * time.Second)
+	for range 3 {
+		for range 10 {
+			want(t, f, q, "www.example. 5 IN A 10.0.0.1")
+		}
+		await(t, "the refresh does not end", func() bool {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return len(f.flights) == 0
+		})
+	}
+	if n := up.udp.Load(); n != 2 {
+		t.Errorf("%d questions, want the first one and one refresh", n)
+	}
+}
+
 func TestTheLeastTTL(t *testing.T) {
 	up := newFake(t, records(t, "www.example. 0 IN A 10.0.0.1"))
 	q := ask(t, "www.example.", dns.TypeA)

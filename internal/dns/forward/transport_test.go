@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -71,6 +72,26 @@ func TestAConnectionThatEndedIsMadeAgain(t *testing.T) {
 	}
 	if n := up.conns.Load(); n != 2 {
 		t.Errorf("%d connections, want 2", n)
+	}
+}
+
+// TestAConnectionThatEndsUnderAQuestion hangs up instead of answering the second one, as a server may that thought nobody would ask.
+func TestAConnectionThatEndsUnderAQuestion(t *testing.T) {
+	var questions atomic.Int64
+	s := new(fake)
+	up := serveTLS(t, s, dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+		if questions.Add(1) == 2 {
+			_ = w.Close()
+			return
+		}
+		_ = w.WriteMsg(records(t, r.Question[0].Name+" 60 IN A 10.0.0.1")(r))
+	}), certificate(t, "dns.test"))
+	f := start(t, Options{RootCAs: up.roots}, up.upstream)
+	for _, name := range []string{"a.example.", "b.example."} {
+		want(t, f, ask(t, name, dns.TypeA), name+" 60 IN A 10.0.0.1")
+	}
+	if n, failures := s.conns.Load(), f.Upstreams()[0].Metrics.Failures.Load(); n != 2 || failures != 0 {
+		t.Errorf("%d connections and %d failures, want 2 and 0", n, failures)
 	}
 }
 
