@@ -11,7 +11,7 @@
 // forwarded if they are not the cluster's. Other classes than IN (version.bind), and transfers of the zone, are refused.
 //
 // Invariants:
-//   - What is answered at once is answered without allocating and without a lock.
+//   - What is answered at once is answered without allocating and without a lock, but for names of pods that the API was asked for.
 //   - No client holds up another one, over UDP or TCP: nothing waits for a client but its own connection, and that for a bounded time.
 //   - Memory is bounded whatever comes: sockets × batch, waiting requests and connections (of one client, too), buckets of the rate limit, pods.
 //   - A response leaves from the address that its request came to, is no longer than the client takes, and goes to nobody who may not ask.

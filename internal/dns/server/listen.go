@@ -90,13 +90,16 @@ func portOf(a net.Addr) uint16 {
 func control(raw syscall.RawConn, addr netip.Addr) error {
 	var err error
 	set := func(fd uintptr) {
-		if err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil || !addr.IsUnspecified() {
-			return
+		level, discover, pktinfo := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PKTINFO
+		if addr.Is6() {
+			level, discover, pktinfo = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_RECVPKTINFO
 		}
-		if addr.Is4() {
-			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
-		} else {
-			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		if err == nil { // nobody talks us into fragments, one of which he would forge, by a path MTU of his own
+			err = unix.SetsockoptInt(int(fd), level, discover, unix.IP_PMTUDISC_OMIT)
+		}
+		if err == nil && addr.IsUnspecified() {
+			err = unix.SetsockoptInt(int(fd), level, pktinfo, 1)
 		}
 	}
 	return errors.Join(raw.Control(set), err)

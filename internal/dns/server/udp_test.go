@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -104,7 +105,7 @@ func TestMalformed(t *testing.T) {
 	good := pack(t, question("web.ns.svc.cluster.test.", dns.TypeA))
 	response := append([]byte(nil), good...)
 	response[2] |= 0x80
-	silent := [][]byte{{}, {1}, good[:11], response, append(good[:len(good):len(good)], make([]byte, maxRequest)...)}
+	silent := [][]byte{{}, {1}, good[:11], response, append(slices.Clip(good), make([]byte, maxRequest)...)}
 	for _, p := range silent {
 		if _, err := conn.Write(p); err != nil {
 			t.Fatal(err)

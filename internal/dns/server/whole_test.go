@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -207,4 +208,35 @@ func TestLoop(t *testing.T) {
 		return nil
 	})
 	wantBrief(t, ask(t, s, "udp", question("www.example.", dns.TypeA)), "SERVFAIL")
+}
+
+// TestWholeAllocations holds what the real zone and cache answer to no allocation.
+func TestWholeAllocations(t *testing.T) {
+	var asked atomic.Int64
+	up := upstream(t, records(&asked, map[string]string{"www.example.": "A 192.0.2.1"}))
+	f := startForwarder(t, forward.Options{Upstreams: map[string][]forward.Upstream{".": {{Addr: up}}}})
+	_, full := realZones(t)
+	b := newBench(t, Options{
+		Zone: full, Forwarder: Forward(f), Searches: []string{"corp.example"},
+		Namespace: func(netip.Addr) (string, bool) { return "shop", true },
+	})
+	for _, name := range []string{
+		"web.shop.svc.cluster.local.", "no.shop.svc.cluster.local.", "www.example.", "outside.shop.svc.cluster.local.",
+		"www.example.shop.svc.cluster.local.", "web.shop.svc.cluster.local.shop.svc.cluster.local.",
+	} {
+		rq := &request{packet: pack(t, question(name, dns.TypeA)), client: netip.MustParseAddrPort("127.0.0.1:53"), at: time.Now()}
+		out := make([]byte, maxUDPReply)
+		if b.w.answer(rq, out) == wait {
+			b.w.answerPatiently(t.Context(), rq, out)
+		}
+		allocs := testing.AllocsPerRun(1000, func() {
+			if b.w.answer(rq, out) != ready {
+				t.Errorf("%s is not answered at once", name)
+			}
+			b.w.finish(rq)
+		})
+		if allocs > 0 {
+			t.Errorf("%s: %v allocations", name, allocs)
+		}
+	}
 }
