@@ -1,17 +1,20 @@
 package zone
 
-import (
-	"net/netip"
-	"strings"
-)
+import "net/netip"
 
-// dashed is an address as a label: dots and colons are dashes. As CoreDNS has it, what would end in a dash ends in 0.
-func dashed(addr netip.Addr) string {
-	text := strings.NewReplacer(".", "-", ":", "-").Replace(addr.WithZone("").String())
-	if strings.HasSuffix(text, "-") {
-		text += "0"
+// appendDashed appends an address as a label: dots and colons are dashes. As CoreDNS has it, what would end in a dash ends in 0.
+func appendDashed(dst []byte, addr netip.Addr) []byte {
+	start := len(dst)
+	dst = addr.WithZone("").AppendTo(dst)
+	for i, c := range dst[start:] {
+		if c == '.' || c == ':' {
+			dst[start+i] = '-'
+		}
 	}
-	return text
+	if dst[len(dst)-1] == '-' {
+		dst = append(dst, '0')
+	}
+	return dst
 }
 
 // parseDashed reads an address that is written so, in any form that it may have: 1-2-3-4, 2001-db8--1. It is written by hand because the

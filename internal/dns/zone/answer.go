@@ -91,7 +91,7 @@ func (z *Zone) answer(q *wire.Query, r *wire.Response, random uint64, known kind
 		r.SetRCode(dns.RcodeServerFailure)
 		return Outcome{}
 	}
-	if a.rtype == dns.TypeAXFR || a.rtype == dns.TypeIXFR {
+	if a.rtype == dns.TypeAXFR || a.rtype == dns.TypeIXFR { // nobody is allowed to
 		r.SetRCode(dns.RcodeRefused)
 		return Outcome{}
 	}

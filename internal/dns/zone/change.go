@@ -1,6 +1,7 @@
 package zone
 
 import (
+	"bytes"
 	"cmp"
 	"net/netip"
 	"slices"
@@ -20,7 +21,7 @@ type pointer struct {
 }
 
 func (p pointer) compare(other pointer) int {
-	return cmp.Or(p.addr.Compare(other.addr), slices.Compare(p.name, other.name))
+	return cmp.Or(p.addr.Compare(other.addr), bytes.Compare(p.name, other.name))
 }
 
 // podsOf says how many Services of a namespace have a pod with an address as an endpoint.

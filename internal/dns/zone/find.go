@@ -117,7 +117,7 @@ func (z *Zone) findService(n *name, below int) place {
 		return place{kind: itself, service: s, addrs: &s.addrs, srv: &s.srv}
 	case 3:
 		label := n.labels(0, 1)
-		if slices.ContainsFunc(s.ports, func(p port) bool { return bytes.Equal(p.protocol(), label) }) {
+		if slices.ContainsFunc(s.protocols, func(p []byte) bool { return bytes.Equal(p, label) }) {
 			return place{kind: empty, service: s}
 		}
 		// That of package slices would have the label escape.
@@ -127,10 +127,9 @@ func (z *Zone) findService(n *name, below int) place {
 		}
 	case 4:
 		labels := n.labels(0, 2)
-		for i := range s.ports {
-			if bytes.Equal(s.ports[i].labels, labels) {
-				return place{kind: portOf, service: s, srv: &s.ports[i].srv}
-			}
+		at, ok := sort.Find(len(s.ports), func(i int) int { return bytes.Compare(labels, s.ports[i].labels) })
+		if ok {
+			return place{kind: portOf, service: s, srv: &s.ports[at].srv}
 		}
 	}
 	return missing

@@ -1,6 +1,7 @@
 package zone
 
 import (
+	"bytes"
 	"cmp"
 	"net/netip"
 	"slices"
@@ -17,8 +18,9 @@ type service struct {
 	exists        bool   // it has records; else it is here for its TTL
 	cname         []byte // of an ExternalName
 	addrs         addrs
-	srv           srvs   // at its own name
-	ports         []port // with a name; sorted by labels
+	srv           srvs     // at its own name
+	ports         []port   // with a name; sorted by labels
+	protocols     [][]byte // of ports, such as _tcp, each once
 	targets       []target
 
 	pointers []pointer    // sorted
@@ -62,9 +64,10 @@ type srv struct {
 	port   uint16
 }
 
+// newSRVs takes the records over.
 func newSRVs(records []srv, endpoints int) srvs {
 	slices.SortFunc(records, func(a, b srv) int { return cmp.Or(cmp.Compare(a.target, b.target), cmp.Compare(a.port, b.port)) })
-	return srvs{slices.Clip(slices.Compact(records)), uint16(max(100/max(endpoints, 1), 1))}
+	return srvs{slices.Compact(records), uint16(max(100/max(endpoints, 1), 1))}
 }
 
 // A target is an endpoint's name, which several may have.
@@ -124,7 +127,13 @@ func (s *service) readClusterIPs(from *model.Service) {
 }
 
 func (s *service) sortPorts() {
-	slices.SortFunc(s.ports, func(a, b port) int { return slices.Compare(a.labels, b.labels) })
+	slices.SortFunc(s.ports, func(a, b port) int { return bytes.Compare(a.labels, b.labels) })
+	for i := range s.ports {
+		protocol := s.ports[i].protocol()
+		if !slices.ContainsFunc(s.protocols, func(p []byte) bool { return bytes.Equal(p, protocol) }) {
+			s.protocols = append(s.protocols, protocol)
+		}
+	}
 }
 
 // portLabels are nil for what has no name, or one that fits no label with the underscore.
@@ -150,83 +159,102 @@ func portLabels(name string, protocol model.Protocol) []byte {
 // An answering is an endpoint that is ready, and its name.
 type answering struct {
 	*model.Endpoint
-	label  string
+	label  []byte
 	target int
 }
 
 // readEndpoints is for what is headless.
 func (s *service) readEndpoints(from []*model.Endpoint) {
 	list := s.nameEndpoints(from)
-	if s.exists = len(s.targets) > 0; !s.exists {
+	if s.exists = len(list) > 0; !s.exists {
 		return
 	}
-	for i := range s.targets {
-		for f, addrs := range s.targets[i].addrs {
-			s.addrs[f] = append(s.addrs[f], addrs...)
-			for _, addr := range addrs {
-				s.pointers = append(s.pointers, pointer{addr, s.targets[i].name, s.ttl})
-			}
-		}
-	}
-	for f := range s.addrs {
-		s.addrs[f] = sortAddrs(s.addrs[f])
-	}
-	slices.SortFunc(s.pointers, pointer.compare)
-
+	s.makeTargets(list)
 	slices.SortFunc(list, func(a, b answering) int {
 		return cmp.Or(strings.Compare(a.PortName, b.PortName), cmp.Compare(a.Protocol, b.Protocol))
 	})
-	var all []srv
+	all := make([]srv, 0, len(list))
 	for start := 0; start < len(list); {
-		first := list[start]
-		var records []srv
+		first, before := list[start], len(all)
 		for ; start < len(list) && list[start].PortName == first.PortName && list[start].Protocol == first.Protocol; start++ {
 			if e := list[start]; e.Port() > 0 && e.Protocol > 0 { // else there is no port
-				records = append(records, srv{e.target, e.Port()})
+				all = append(all, srv{e.target, e.Port()})
 			}
 		}
-		all = append(all, records...)
-		if labels := portLabels(first.PortName, first.Protocol); labels != nil && len(records) > 0 {
-			s.ports = append(s.ports, port{labels, newSRVs(records, len(records))})
+		if labels := portLabels(first.PortName, first.Protocol); labels != nil && len(all) > before {
+			s.ports = append(s.ports, port{labels, newSRVs(slices.Clone(all[before:]), len(all)-before)})
 		}
 	}
 	s.srv = newSRVs(all, len(all))
 	s.sortPorts()
 }
 
-// nameEndpoints finds those that DNS answers with, and makes the targets. Targets are sorted by label.
+// nameEndpoints finds those that DNS answers with, sorted by label and address.
 func (s *service) nameEndpoints(from []*model.Endpoint) []answering {
 	list := make([]answering, 0, len(from))
+	var labels []byte
 	for _, e := range from {
 		if e.Reason != model.None || !e.Addr().IsValid() {
 			continue
 		}
-		label := e.Hostname
-		if !isLabel(label) {
-			label = dashed(e.Addr())
+		start := len(labels)
+		if isLabel(e.Hostname) {
+			labels = append(labels, e.Hostname...)
+		} else {
+			labels = appendDashed(labels, e.Addr())
 		}
-		if 1+len(label)+len(s.name) <= wire.MaxName {
+		if label := labels[start:]; 1+len(label)+len(s.name) <= wire.MaxName {
 			list = append(list, answering{e, label, 0})
 		}
 	}
 	slices.SortFunc(list, func(a, b answering) int {
-		return cmp.Or(cmp.Compare(len(a.label), len(b.label)), strings.Compare(a.label, b.label), a.Addr().Compare(b.Addr()))
+		return cmp.Or(cmp.Compare(len(a.label), len(b.label)), bytes.Compare(a.label, b.label), a.Addr().Compare(b.Addr()))
 	})
-	for i := range list {
-		e := &list[i]
-		if i == 0 || e.label != list[i-1].label {
-			name := make([]byte, 0, 1+len(e.label)+len(s.name))
-			s.targets = append(s.targets, target{name: append(appendLabel(name, e.label), s.name...)})
-		}
-		e.target = len(s.targets) - 1
-		if t := &s.targets[e.target]; i == 0 || e.label != list[i-1].label || e.Addr() != list[i-1].Addr() {
-			t.addrs.add(e.Addr())
-		}
-	}
 	return list
 }
 
+// makeTargets makes them of a list that is sorted, and what the addresses of all are. All names are in one array, and all addresses.
+func (s *service) makeTargets(list []answering) {
+	length, n := 0, 0
+	for i := range list {
+		if i == 0 || !bytes.Equal(list[i].label, list[i-1].label) {
+			length += 1 + len(list[i].label) + len(s.name)
+			n++
+		}
+		list[i].target = n - 1
+	}
+	names, addrs := make([]byte, 0, length), make([]netip.Addr, 0, len(list))
+	s.targets, s.pointers = make([]target, n), make([]pointer, 0, len(list))
+	for i := 0; i < len(list); {
+		t, at := &s.targets[list[i].target], len(names)
+		names = append(append(append(names, byte(len(list[i].label))), list[i].label...), s.name...)
+		t.name = names[at:len(names):len(names)]
+		first := i
+		from, six := len(addrs), len(addrs) // IPv4 is sorted before IPv6
+		for ; i < len(list) && list[i].target == list[first].target; i++ {
+			addr := list[i].Addr()
+			if i > first && addr == list[i-1].Addr() {
+				continue
+			}
+			addrs = append(addrs, addr)
+			if family(addr) == 0 {
+				six = len(addrs)
+			}
+			s.pointers = append(s.pointers, pointer{addr, t.name, s.ttl})
+		}
+		t.addrs[0], t.addrs[1] = addrs[from:six:six], addrs[six:len(addrs):len(addrs)]
+	}
+	slices.SortFunc(s.pointers, pointer.compare)
+	all := sortAddrs(slices.Clone(addrs))
+	six := 0
+	for six < len(all) && family(all[six]) == 0 {
+		six++
+	}
+	s.addrs[0], s.addrs[1] = all[:six:six], all[six:]
+}
+
 func (s *service) readPods(from []*model.Endpoint) {
+	s.pods = make([]netip.Addr, 0, len(from))
 	for _, e := range from {
 		if e.Origin != nil && e.Target.Kind == "Pod" && e.Addr().IsValid() {
 			s.pods = append(s.pods, e.Addr())
@@ -240,5 +268,8 @@ func sortAddrs(list []netip.Addr) []netip.Addr {
 	if !slices.IsSortedFunc(list, netip.Addr.Compare) {
 		slices.SortFunc(list, netip.Addr.Compare)
 	}
-	return slices.Clip(slices.Compact(list))
+	if list = slices.Compact(list); len(list) < cap(list) {
+		list = append([]netip.Addr(nil), list...) // it is kept for long
+	}
+	return list
 }

@@ -18,7 +18,7 @@ import (
 // TestWalk takes random steps, some of them from a Zone of long ago, and compares each Zone with one from nothing, and its answers with the oracle's.
 func TestWalk(t *testing.T) {
 	t.Parallel()
-	for i := range 6 {
+	for i := range 5 {
 		seed := rand.Uint64()
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
@@ -85,7 +85,7 @@ func consult(t *testing.T, d dice, s *model.Snapshot, z *Zone) {
 	t.Helper()
 	o := newOracle(s)
 	for _, name := range o.names() {
-		if d.one(2) {
+		if !d.one(3) {
 			continue // another step asks for it
 		}
 		for _, rtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypePTR, dns.TypeCNAME, dns.TypeTXT, dns.TypeSOA, dns.TypeNS, dns.TypeMX} {
@@ -302,8 +302,8 @@ func TestParseDashed(t *testing.T) {
 			octets[i] = byte(d.IntN(256) * d.IntN(2))
 		}
 		addr := netip.AddrFrom16(octets)
-		if got, ok := parseDashed([]byte(dashed(addr))); !addr.Is4In6() && (!ok || got != addr) {
-			t.Errorf("%s: %v %v", dashed(addr), got, ok)
+		if got, ok := parseDashed(appendDashed(nil, addr)); !addr.Is4In6() && (!ok || got != addr) {
+			t.Errorf("%s: %v %v", appendDashed(nil, addr), got, ok)
 		}
 	}
 }
@@ -318,9 +318,9 @@ func FuzzAnswer(f *testing.F) {
 	in = in.WithNetwork(model.Network{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}, ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("fd02::/63")}})
 	s := model.Build(in, nil)
 	z, empty := newZone(f).Next(s), newZone(f)
-	for _, name := range newOracle(s).names() {
-		for _, rtype := range []uint16{dns.TypeA, dns.TypeSRV, dns.TypeANY, dns.TypePTR, dns.TypeNS} {
-			f.Add(asked(f, name, rtype), uint64(len(name)), false)
+	for i, name := range newOracle(s).names() {
+		if i%23 == 0 { // more would keep a fuzzer busy
+			f.Add(asked(f, name, []uint16{dns.TypeA, dns.TypeSRV, dns.TypeANY, dns.TypePTR, dns.TypeNS}[i%5]), uint64(i), i%2 == 0)
 		}
 	}
 	f.Fuzz(func(t *testing.T, packet []byte, random uint64, tcp bool) {
