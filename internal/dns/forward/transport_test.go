@@ -214,7 +214,9 @@ func TestLetterCaseThatIsNotRepeated(t *testing.T) {
 
 func TestManyForgedPacketsLeadToTCP(t *testing.T) {
 	up := newFake(t, records(t, "www.example. 60 IN A 10.0.0.1"))
+	up.mu.Lock()
 	up.noise = 2 * maxWrong
+	up.mu.Unlock()
 	f := start(t, Options{}, up.upstream())
 	want(t, f, ask(t, "www.example.", dns.TypeA), "www.example. 60 IN A 10.0.0.1")
 	if n := up.tcp.Load(); n != 1 {
