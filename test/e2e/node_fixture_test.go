@@ -38,6 +38,8 @@ func helper(args []string) int {
 		err = helperAPI(args[1], args[2], args[3])
 	case len(args) == 3 && args[0] == "link": // name, up or down
 		err = helperLink(args[1], args[2])
+	case len(args) == 2 && args[0] == "lookup": // name
+		err = helperLookup(args[1])
 	case len(args) == 1 && args[0] == "net":
 		err = helperNet()
 	case len(args) == 1 && args[0] == "load":
