@@ -68,7 +68,7 @@ func (q *Query) Parse(packet []byte) (rcode int, answerable bool) {
 	if n == 0 || HeaderLen+n+4 > len(packet) {
 		return dns.RcodeFormatError, true
 	}
-	q.Question, packet = packet[HeaderLen:HeaderLen+n+4], packet[:len(packet):len(packet)]
+	q.Question = packet[HeaderLen : HeaderLen+n+4 : HeaderLen+n+4] // who appends to it does not write to the packet
 	q.Name = q.Question[:n:n]
 	q.Type, q.Class = binary.BigEndian.Uint16(q.Question[n:]), binary.BigEndian.Uint16(q.Question[n+2:])
 	if !q.parseRecords(packet) {

@@ -251,6 +251,9 @@ func (o *oracle) reverseZone(name string) string {
 		}
 		// All zones of the range, by trying the values of the last label.
 		zone := labels[len(labels)-n-2:]
+		if base := strings.Join(zone[1:], ".") + "."; !strings.HasSuffix("."+name, "."+base) {
+			continue
+		}
 		for value := range 1 << unit {
 			zone[0] = map[int]string{4: fmt.Sprintf("%x", value), 8: fmt.Sprint(value)}[unit]
 			text := strings.Join(zone, ".") + "."
