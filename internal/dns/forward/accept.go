@@ -87,6 +87,9 @@ type selection struct {
 	dnssec bool
 	name   string // in lower case: the asked name, later what the last CNAME leads to
 
+	records []dns.RR // of the message's answer section
+	owners  []string // their names in lower case
+
 	answer []dns.RR // chain and data, in the order in which a client reads them
 	found  bool     // there is data at the end of the chain
 	zone   string   // where the last signature is from
@@ -96,8 +99,12 @@ type selection struct {
 
 // follow takes the records of the asked name, and of what its CNAMEs lead to.
 func (s *selection) follow(records []dns.RR) error {
+	s.records, s.owners = records, make([]string, len(records))
+	for i, rr := range records {
+		s.owners[i] = lowerText(rr.Header().Name)
+	}
 	for range maxChain + 1 {
-		target := s.at(records)
+		target := s.at()
 		if target == "" {
 			return nil
 		}
@@ -107,19 +114,12 @@ func (s *selection) follow(records []dns.RR) error {
 }
 
 // at takes the records of the name, and returns where its CNAME leads, "" if it has none or is asked for that.
-func (s *selection) at(records []dns.RR) (target string) {
+func (s *selection) at() (target string) {
 	var alias *dns.CNAME
 	from := len(s.answer)
-	for _, rr := range records {
+	for i, rr := range s.records {
 		h := rr.Header()
-		if h.Class != dns.ClassINET || h.Rrtype == dns.TypeOPT {
-			continue
-		}
-		if dname, ok := rr.(*dns.DNAME); ok && s.below(dname) {
-			s.answer = append(s.answer, rr)
-			continue
-		}
-		if lowerText(h.Name) != s.name {
+		if s.owners[i] != s.name || h.Class != dns.ClassINET || h.Rrtype == dns.TypeOPT {
 			continue
 		}
 		cname, isAlias := rr.(*dns.CNAME)
@@ -129,35 +129,50 @@ func (s *selection) at(records []dns.RR) (target string) {
 			s.answer = append(s.answer, rr)
 		case isAlias && alias == nil:
 			alias = cname
-			s.answer = append(s.answer, rr)
 		}
+	}
+	above := ""
+	if alias != nil {
+		target = lowerText(alias.Target)
+		above = s.takeDNAME(target)
+		s.answer = append(s.answer, alias)
 	}
 	if s.dnssec && len(s.answer) > from {
-		s.signatures(records)
+		s.signatures(above)
 	}
-	if alias == nil || s.found {
+	if s.found {
 		return ""
 	}
-	return lowerText(alias.Target)
+	return target
 }
 
-// below says whether the name is below where a DNAME is (RFC 6672, section 2.3), whose CNAME is in the answer too.
-func (s *selection) below(d *dns.DNAME) bool {
-	owner := lowerText(d.Hdr.Name)
-	return owner != s.name && dns.IsSubDomain(owner, s.name)
-}
-
-// signatures takes those of the records of the name.
-func (s *selection) signatures(records []dns.RR) {
-	for _, rr := range records {
-		sig, ok := rr.(*dns.RRSIG)
-		if !ok || sig.Hdr.Class != dns.ClassINET || s.rtype == dns.TypeANY || s.rtype == dns.TypeRRSIG {
+// takeDNAME takes the record above the name that its CNAME was made of (RFC 6672, section 3.1), and returns where that is, "" if there is none.
+func (s *selection) takeDNAME(target string) (owner string) {
+	for i, rr := range s.records {
+		d, ok := rr.(*dns.DNAME)
+		if !ok || d.Hdr.Class != dns.ClassINET || s.owners[i] == s.name || !dns.IsSubDomain(s.owners[i], s.name) {
 			continue
 		}
-		owner := lowerText(sig.Hdr.Name)
-		isOwn := owner == s.name && (sig.TypeCovered == s.rtype || sig.TypeCovered == dns.TypeCNAME)
-		isDNAME := sig.TypeCovered == dns.TypeDNAME && dns.IsSubDomain(owner, s.name)
-		if isOwn || isDNAME {
+		if strings.TrimSuffix(s.name, s.owners[i])+lowerText(d.Target) == target {
+			s.answer = append(s.answer, rr)
+			return s.owners[i]
+		}
+	}
+	return ""
+}
+
+// signatures takes those of the records of the name, and of the DNAME above it.
+func (s *selection) signatures(above string) {
+	if s.rtype == dns.TypeANY || s.rtype == dns.TypeRRSIG {
+		return // they are there already
+	}
+	for i, rr := range s.records {
+		sig, ok := rr.(*dns.RRSIG)
+		if !ok || sig.Hdr.Class != dns.ClassINET {
+			continue
+		}
+		isOwn := s.owners[i] == s.name && (sig.TypeCovered == s.rtype || sig.TypeCovered == dns.TypeCNAME)
+		if isOwn || above != "" && s.owners[i] == above && sig.TypeCovered == dns.TypeDNAME {
 			s.zone = lowerText(sig.SignerName)
 			s.answer = append(s.answer, rr)
 		}

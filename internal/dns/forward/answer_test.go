@@ -63,7 +63,7 @@ func TestOnlyWhatBelongsToTheQuestionIsTaken(t *testing.T) {
 			want: "www.example.org. 300 IN CNAME a.example.net.\na.example.net. 200 IN CNAME B.example.net.\nB.example.net. 30 IN A 10.0.0.2", ttl: 30 * time.Second},
 		{name: "CNAME asked for", rtype: dns.TypeCNAME, answer: "www.example.org. 300 IN CNAME a.example.net.\na.example.net. 200 IN A 10.0.0.1",
 			want: "www.example.org. 300 IN CNAME a.example.net.", ttl: 300 * time.Second},
-		{name: "DNAME", answer: "example.org. 300 IN DNAME example.net.\nwww.example.org. 0 IN CNAME www.example.net.\nwww.example.net. 50 IN A 10.0.0.1\ntest. 7 IN DNAME bad.",
+		{name: "DNAME", answer: "example.org. 300 IN DNAME example.net.\nwww.example.org. 0 IN CNAME www.example.net.\nwww.example.net. 50 IN A 10.0.0.1\ntest. 7 IN DNAME bad.\norg. 7 IN DNAME bad.",
 			want: "example.org. 300 IN DNAME example.net.\nwww.example.org. 0 IN CNAME www.example.net.\nwww.example.net. 50 IN A 10.0.0.1"},
 		{name: "no data", authority: soa + "\nbank.test. 900 IN NS ns.bank.test.", want: "authority: example.org. 60 IN SOA ns.example.org. root.example.org. 1 2 3 4 60", ttl: time.Minute},
 		{name: "no data, SOA of another zone", authority: strings.Replace(soa, "example.org.", "bank.test.", 1)},
@@ -76,6 +76,9 @@ func TestOnlyWhatBelongsToTheQuestionIsTaken(t *testing.T) {
 		{name: "signatures", dnssec: true, answer: "www.example.org. 300 IN A 10.0.0.1\nwww.example.org." + sig + "\nother.example.org." + sig,
 			authority: "a.example.org. 60 IN NSEC z.example.org. A\na.bank.test. 60 IN NSEC z.bank.test. A\nexample.org. 60 IN NS ns.example.org.",
 			want:      "www.example.org. 300 IN A 10.0.0.1\nwww.example.org." + sig + "\nauthority: a.example.org. 60 IN NSEC z.example.org. A", ttl: time.Minute},
+		{name: "DNAME, signed", dnssec: true, answer: "www.example.org. 0 IN CNAME www.example.net.\nexample.org. 300 IN DNAME example.net.\nexample.org." + strings.Replace(sig, " A 8", " DNAME 8", 1) +
+			"\norg." + strings.Replace(sig, " A 8", " DNAME 8", 1),
+			want: "example.org. 300 IN DNAME example.net.\nwww.example.org. 0 IN CNAME www.example.net.\nexample.org." + strings.Replace(sig, " A 8", " DNAME 8", 1)},
 		{name: "ANY", rtype: dns.TypeANY, answer: "www.example.org. 300 IN CNAME a.example.net.\nwww.example.org. 300 IN TXT \"x\"\na.example.net. 200 IN A 10.0.0.1",
 			want: "www.example.org. 300 IN CNAME a.example.net.\nwww.example.org. 300 IN TXT \"x\"", ttl: 300 * time.Second},
 	}
