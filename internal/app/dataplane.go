@@ -55,6 +55,7 @@ type plane struct {
 	runner   *dataplane.Runner
 	health   *healthcheck.Proxy
 	checks   *healthcheck.Server // of Services with a healthCheckNodePort
+	names    *names              // for its metrics; nil = there is no DNS server
 
 	mu     sync.Mutex // guards all below
 	wanted *model.Snapshot

@@ -178,7 +178,7 @@ func (a *agent) run(ctx context.Context, what string, f func(context.Context) er
 }
 
 func (a *agent) connect() error {
-	config, err := a.access()
+	config, err := access(a.o.Kubeconfig, "make one with endpointd kubeconfig --node NAME")
 	if err != nil {
 		return err
 	}

@@ -15,18 +15,18 @@ import (
 	"github.com/endpointd/endpointd/internal/apiserver/pki"
 )
 
-// access says how the API is reached.
-func (a *agent) access() (*rest.Config, error) {
-	if a.o.Kubeconfig == "" {
+// access says how the API is reached. hint is how to make a kubeconfig.
+func access(kubeconfig, hint string) (*rest.Config, error) {
+	if kubeconfig == "" {
 		config, err := rest.InClusterConfig()
 		if err != nil {
 			return nil, fmt.Errorf("no --kubeconfig, and no service account of a pod: %w: give one of the two", err)
 		}
 		return config, nil
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", a.o.Kubeconfig)
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
-		return nil, fmt.Errorf("kubeconfig %s: %w: make one with endpointd kubeconfig --node NAME", a.o.Kubeconfig, err)
+		return nil, fmt.Errorf("kubeconfig %s: %w: %s", kubeconfig, err, hint)
 	}
 	return config, nil
 }

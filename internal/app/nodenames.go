@@ -36,7 +36,7 @@ func (a *agent) makeNames(ctx context.Context) {
 		a.o.Logger.Warn("names of Services are not answered here; --dns-port chooses another port, or 0 for none", "err", err)
 		return
 	}
-	a.names = n
+	a.names, a.plane.names = n, n
 	if len(a.o.ClusterDNS) == 0 && a.o.DNSPort == dnsPort { // no resolver takes another port
 		a.o.ClusterDNS = a.o.Addrs
 	}

@@ -89,7 +89,7 @@ func newRoot(streams IO) *cobra.Command {
 	root.SetIn(streams.In)
 	root.SetOut(streams.Out)
 	root.SetErr(streams.Err)
-	root.AddCommand(newUp(streams), newExec(streams), newStatus(streams), newDown(streams), newDebug(streams), newInside(streams), newServer(streams), newNode(streams), newKubeconfig(streams), newKubectl(streams), newVersion(), newCompletion())
+	root.AddCommand(newUp(streams), newExec(streams), newStatus(streams), newDown(streams), newDebug(streams), newInside(streams), newServer(streams), newNode(streams), newDNS(streams), newKubeconfig(streams), newKubectl(streams), newVersion(), newCompletion())
 	return root
 }
 
