@@ -29,7 +29,9 @@
 // Of namespaces the Snapshot says nothing, so one without Services has no name; and since <ns>.pod might have pods, it is never NXDOMAIN.
 //
 // Reverse names are ours inside the ServiceCIDRs and ClusterCIDRs, whose zones begin at the next octet or nibble. Outside of them, an address
-// that some record of ours has is answered, as a zone of that one name, and others are not ours.
+// that some record of ours has is answered, as a zone of that one name, and others are not ours. A range that is smaller than the last octet or
+// nibble is made of such zones too, so that there everything is NODATA: no SOA above the name is ours. Before the first Snapshot, every
+// reverse name might be.
 //
 // It refuses to know sockets, time and the API, to forward, to transfer zones, and to answer classes other than IN.
 //
