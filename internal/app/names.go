@@ -41,7 +41,8 @@ const resolvPath = "/etc/resolv.conf"
 // namesOptions are those of names.
 type namesOptions struct {
 	NamesOptions
-	servers   []netip.Addr // where clients find this server: glue of the zone's NS record, and never an upstream
+	pods      []netip.Prefix // of this node, from which nobody else can ask
+	servers   []netip.Addr   // where clients find this server: glue of the zone's NS record, and never an upstream
 	namespace func(netip.Addr) (string, bool)
 	podExists func(ctx context.Context, namespace string, addr netip.Addr) (bool, error)
 	log       *slog.Logger
@@ -84,7 +85,7 @@ func newNames(ctx context.Context, o namesOptions) (*names, error) {
 	}
 	n.server, err = dnsserver.New(ctx, dnsserver.Options{
 		Listen: o.Listen, Zone: n.zone, Forwarder: dnsserver.Forward(n.forwarder), Searches: searches,
-		Allow: n.mayAsk, UDPSize: n.udpSize, Namespace: n.namespace, PodExists: o.podExists, Logger: o.log,
+		Limits: dnsserver.Limits{Own: o.pods, Exempt: n.exempt()}, Allow: n.mayAsk, UDPSize: n.udpSize, Namespace: n.namespace, PodExists: o.podExists, Logger: o.log,
 	})
 	if err != nil {
 		return nil, err
@@ -102,6 +103,17 @@ func (n *names) own() []netip.AddrPort {
 }
 
 const dnsPort = 53
+
+// exempt are those whose questions are not counted: this machine.
+func (n *names) exempt() []netip.Prefix {
+	exempt := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+	for _, l := range n.o.Listen {
+		if addr := l.Addr(); !addr.IsUnspecified() {
+			exempt = append(exempt, netip.PrefixFrom(addr, addr.BitLen()))
+		}
+	}
+	return exempt
+}
 
 // upstreams are who is asked for other names: what was said, and else this machine's name servers, but for ourselves.
 func (n *names) upstreams() (all map[string][]forward.Upstream, searches []string, err error) {

@@ -23,7 +23,7 @@ func (a *agent) makeNames(ctx context.Context) {
 	if a.o.DNSPort == 0 {
 		return
 	}
-	o := namesOptions{NamesOptions: a.o.Names, servers: a.o.ClusterDNS, namespace: a.own.namespace, podExists: a.podExists, log: a.o.Logger}
+	o := namesOptions{NamesOptions: a.o.Names, pods: a.o.PodCIDRs, servers: a.o.ClusterDNS, namespace: a.own.namespace, podExists: a.podExists, log: a.o.Logger}
 	if len(o.servers) == 0 {
 		o.servers = a.o.Addrs
 	}

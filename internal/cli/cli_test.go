@@ -120,7 +120,7 @@ func TestErrorLines(t *testing.T) {
 		{server("--etcd-cafile", "ca.crt"), 2, "--etcd-cafile: has no use without --etcd-servers" + more},
 		{server("--etcd-servers", "https://e:1", "--etcd-certfile", "c"), 2, "--etcd-certfile and --etcd-keyfile: give both or none" + more},
 		{server("--listen", "127.0.0.1:0", "--etcd-servers", "https://127.0.0.1:1", "--etcd-cafile", dir+"/ca"), 1, "--etcd-cafile: open DIR/ca: no such file or directory"},
-		{server("--disable-controllers", "garbage"), 2, `--disable-controllers: no controller "garbage": use endpoints, mirror, workload, binder, nodes` + more},
+		{server("--disable-controllers", "garbage"), 2, `--disable-controllers: no controller "garbage": use endpoints, mirror, workload, binder, nodes, dns` + more},
 		{server("--log-level", "loud"), 2, `--log-level: "loud" is not debug, info, warn or error` + more},
 		{server("--log-format", "xml"), 2, `--log-format: "xml" is not text or json` + more},
 		{server("--listen", taken.Addr().String()), 1, "listen tcp TAKEN: bind: address already in use: another program has this port: stop it, or choose another one with --listen"},
