@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -34,9 +35,6 @@ type NamesOptions struct {
 	// Clients may ask besides nodes and pods.
 	Clients []netip.Prefix
 }
-
-// resolvPath is where a machine's resolver configuration is.
-const resolvPath = "/etc/resolv.conf"
 
 // namesOptions are those of names.
 type namesOptions struct {
@@ -118,9 +116,7 @@ func (n *names) exempt() []netip.Prefix {
 // upstreams are who is asked for other names: what was said, and else this machine's name servers, but for ourselves.
 func (n *names) upstreams() (all map[string][]forward.Upstream, searches []string, err error) {
 	all = map[string][]forward.Upstream{}
-	for domain, list := range n.o.Upstreams {
-		all[domain] = list
-	}
+	maps.Copy(all, n.o.Upstreams)
 	config, err := dns.ClientConfigFromFile(n.o.ResolvConf)
 	if err != nil {
 		if all["."] == nil {

@@ -48,7 +48,7 @@ func TestNodeEvents(t *testing.T) {
 	const said = "a load balancer cannot ask for a Service's health"
 	want := "Warning FailedToStartServiceHealthcheck web 1 node kubelet-1: service " + n.name + "/web: health check on 10.200.0.1:31999: "
 
-	n.withAgent(config, port, func(log func() string) {
+	n.withAgent(config, port, func(_ func() string) {
 		testkit.Await(t, patience, func() error {
 			if got := events(); !strings.HasPrefix(got, want) || strings.Count(got, "\n") != 1 {
 				return fmt.Errorf("events:\n%swant one: %s", got, want)
