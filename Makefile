@@ -78,9 +78,10 @@ bpf: ## compile the programs of internal/dataplane/ebpf/bpf; needs clang-16 and 
 	@internal/dataplane/ebpf/build.sh
 
 .PHONY: bench
-bench: build kubectl ## tables: us beside upstream's controllers, kube-proxy and HAProxy in the same run; 40 min, with ARGS=-short 3 min
+bench: build kubectl ## tables: us beside upstream's controllers, kube-proxy, HAProxy and CoreDNS in the same run; 40 min, with ARGS=-short 3 min
 	@mkdir -p .cache/bin
 	@CGO_ENABLED=0 go build -C test/oracle/kubeproxy -buildvcs=false -o ../../../.cache/bin/kube-proxy .
+	@CGO_ENABLED=0 go build -C test/oracle/coredns -buildvcs=false -o ../../../.cache/bin/coredns .
 	@go build -buildvcs=false -o .cache/bench ./test/bench
 	@PATH="$$PATH:$(CURDIR)/.cache/bin" .cache/bench $(ARGS)
 

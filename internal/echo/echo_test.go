@@ -311,6 +311,37 @@ func TestTermLetsOpenRequestsEndAndAcceptsMeanwhile(t *testing.T) {
 	}
 }
 
+// The same for a line.
+func TestTermWaitsForLinesOnTheirWay(t *testing.T) {
+	s := serve(t)
+	conn, err := net.Dial("tcp", s.tcp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	later, err := net.Dial("tcp", s.tcp) // accepted after the first
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = later.Close() }()
+	say := func(conn net.Conn) {
+		t.Helper()
+		if _, err := io.WriteString(conn, "hello\n"); err != nil {
+			t.Fatal(err)
+		}
+		if answer, err := bufio.NewReader(conn).ReadString('\n'); err != nil || answer != "web-1 hello\n" {
+			t.Errorf("got %q, %v", answer, err)
+		}
+	}
+	say(later)
+	s.stop()
+	s.out.wait(t, "draining")
+	say(conn)
+	if err := <-s.done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
 // A client that was led here before the drain, and has its connection but has not been scheduled since, is answered.
 func TestTermWaitsForRequestsOnTheirWay(t *testing.T) {
 	s := serve(t, "--log")

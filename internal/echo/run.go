@@ -178,7 +178,7 @@ func (r *running) serve(ctx context.Context, s sockets) error {
 		})
 	}
 	for _, l := range s.tcp {
-		start(func() error { return serveTCP(live, l, r.o.who.Pod) })
+		start(func() error { return serveTCP(live, l, r.o.who.Pod, r.state) })
 	}
 	for _, c := range s.udp {
 		start(func() error { return serveUDP(live, c, r.o.who.Pod) })

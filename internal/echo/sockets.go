@@ -59,8 +59,8 @@ func (c *counted) Close() error {
 	return err
 }
 
-// serveTCP answers lines until ctx ends: then no more is read, and what was read is answered.
-func serveTCP(ctx context.Context, l net.Listener, pod string) error {
+// serveTCP answers lines until ctx ends: then no more is read, and what was read is answered. on notes connections that are to bring their first line.
+func serveTCP(ctx context.Context, l net.Listener, pod string, on *state) error {
 	var open sync.WaitGroup
 	defer open.Wait()
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
@@ -76,11 +76,13 @@ func serveTCP(ctx context.Context, l net.Listener, pod string) error {
 			}
 			return err
 		}
+		on.connected(conn)
 		open.Go(func() {
 			defer func() { _ = conn.Close() }()
+			defer on.heard(conn)
 			stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 			defer stop()
-			lines(conn, pod)
+			lines(conn, pod, func() { on.heard(conn) })
 		})
 	}
 }
@@ -95,8 +97,8 @@ func retry(ctx context.Context, err error) bool {
 	return false
 }
 
-// lines answers each line until the client ends.
-func lines(conn io.ReadWriter, pod string) {
+// lines answers each line until the client ends. answered is called after each.
+func lines(conn io.ReadWriter, pod string, answered func()) {
 	r := bufio.NewReaderSize(conn, maxLine)
 	for {
 		line, err := r.ReadSlice('\n')
@@ -108,6 +110,7 @@ func lines(conn io.ReadWriter, pod string) {
 			if _, err := conn.Write(answer); err != nil {
 				return
 			}
+			answered()
 		}
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 			return

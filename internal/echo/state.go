@@ -19,7 +19,7 @@ type state struct {
 	status   int
 	recover  *time.Timer           // ends failing; nil = nothing does
 	open     int                   // HTTP requests that are being answered, without streams that never end
-	silent   map[net.Conn]struct{} // HTTP connections over which no request has come yet
+	silent   map[net.Conn]struct{} // connections over which no request has come yet, HTTP or a line
 	changed  chan struct{}         // closed at the next change of anything
 }
 
@@ -91,12 +91,20 @@ func (s *state) enter() (leave func()) {
 	return func() { s.change(func(s *state) { s.open-- }) }
 }
 
-// connection notes the connections that were made for a request and have not brought it yet.
+// connection is a http.Server's ConnState.
 func (s *state) connection(c net.Conn, now http.ConnState) {
 	if now == http.StateNew {
-		s.change(func(s *state) { s.silent[c] = struct{}{} })
+		s.connected(c)
 		return
 	}
+	s.heard(c)
+}
+
+// connected notes a connection that was made for a request and has not brought it yet.
+func (s *state) connected(c net.Conn) { s.change(func(s *state) { s.silent[c] = struct{}{} }) }
+
+// heard says that the request has come, or will not.
+func (s *state) heard(c net.Conn) {
 	s.mu.Lock()
 	_, silent := s.silent[c]
 	s.mu.Unlock()

@@ -37,7 +37,10 @@ func (b *bench) all(ctx context.Context) error {
 	if err := b.nodesParts(ctx); err != nil {
 		return err
 	}
-	return b.trafficAll(ctx)
+	if err := b.trafficAll(ctx); err != nil {
+		return err
+	}
+	return b.namesPart(ctx)
 }
 
 // controllers are the parts that compare ours with upstream's, on a server without nodes.

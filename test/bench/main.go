@@ -46,6 +46,10 @@ func child() {
 		exit(loadMain(os.Args[2:]))
 	case probeCommand:
 		exit(probeMain(os.Args[2:]))
+	case namesCommand:
+		exit(namesMain(os.Args[2:]))
+	case upstreamCommand:
+		exit(upstreamMain())
 	}
 }
 
@@ -74,7 +78,9 @@ const (
 	partSilent  = "silent"
 )
 
-func parts() []string { return slices.Concat(controllerParts(), nodeParts(), trafficParts()) }
+func parts() []string {
+	return slices.Concat(controllerParts(), nodeParts(), trafficParts(), []string{partNames})
+}
 
 // controllerParts compare the controllers on a server without nodes, nodeParts are of `endpointd up`, trafficParts compare data planes.
 func controllerParts() []string {
@@ -104,6 +110,7 @@ type options struct {
 	verbose      bool
 	command      string
 	trafficOptions
+	namesOptions
 }
 
 func parse(args []string) (*options, error) {
@@ -116,6 +123,7 @@ func parse(args []string) (*options, error) {
 	only := flags.String("only", "", "`contenders` to run, such as ours,upstream")
 	services := flags.String("services", "", "`numbers` of Services: 100,1000 with ten pods each, of which memory, big and replace take the last one's pods; 1,1000 with two endpoints each in the traffic parts")
 	shapes := o.trafficFlags(flags)
+	o.namesFlags(flags)
 	short := flags.Bool("short", false, "tiny sizes: all parts in less than two minutes, the figures say little")
 	flags.IntVar(&o.starts, "starts", 5, "starts of the server in the part startup")
 	flags.IntVar(&o.rounds, "rounds", 3, "`times` that ours and upstream take turns")
@@ -137,6 +145,7 @@ func parse(args []string) (*options, error) {
 		o.rounds, o.replacements = 1, 1
 		o.probed, o.pods, o.fleets, o.kills, o.silences = 100, 18, 1, 8, 1
 		*shapes = "4x2,5x10"
+		o.asking, o.namesFlips = 200*time.Millisecond, 5
 		o.traffic, o.slowFlips, o.fastFlips, o.colds, o.readies = 200*time.Millisecond, 1, 5, 1, 2
 	}
 	o.run = strings.Split(*run, ",")
