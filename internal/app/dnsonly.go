@@ -105,6 +105,7 @@ func (o *DNSOptions) serve(ctx context.Context, n *names, client kubernetes.Inte
 		})
 	}
 	work.Go(func() { trimMemory(running) })
+	work.Go(func() { dropPages(running) })
 	select {
 	case <-ready:
 		o.Ready(n.server.Addrs())
