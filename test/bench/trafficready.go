@@ -147,6 +147,7 @@ func (s *stand) pod(ctx context.Context, name, node string, selected bool) error
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PodSpec{
 			NodeName: node, TerminationGracePeriodSeconds: &grace,
+			EnableServiceLinks: new(false), // with thousands of Services no program starts: their variables are too long
 			Containers: []corev1.Container{{
 				Name: "echo", Image: echoImage, Ports: []corev1.ContainerPort{{ContainerPort: echoPort}},
 				ReadinessProbe: &corev1.Probe{PeriodSeconds: 1, ProbeHandler: corev1.ProbeHandler{

@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"encoding/binary"
+	"fmt"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +17,7 @@ const (
 	ctStatusDNAT   = 32 // IPS_DST_NAT
 	portsGiven     = 2  // NF_NAT_RANGE_PROTO_SPECIFIED
 	randomFully    = 16 // NF_NAT_RANGE_PROTO_RANDOM_FULLY
+	portOffset     = 32 // NF_NAT_RANGE_PROTO_OFFSET: looks for a free port from that of the client on, modulo the range, Linux 4.18
 	linkLoopback   = unix.ARPHRD_LOOPBACK
 	typeVerdict    = 0xffffff00 // NFT_DATA_VERDICT
 
@@ -213,6 +215,21 @@ func masquerade() part {
 		return attr32(b, unix.NFTA_MASQ_REG_PROTO_MAX, highest.number())
 	})}
 	return join("masquerade to :32768-65535 fully-random", immediate(lowest, 0x80, 0), immediate(highest, 0xff, 0xff), p)
+}
+
+// ownPorts gives a connection that keeps its client's address another source port, below those that clients take for themselves (32768-60999): the same
+// for the same port, if that is free. Else an endpoint that a client dials both at its own address and through a Service would see connections of one
+// four-tuple whose clocks have nothing to do with each other (the offset of TCP's timestamps, RFC 7323, section 5.4, depends on what was dialled and
+// from where), and refuse those that follow one in TIME-WAIT.
+func (f family) ownPorts() part {
+	addr, lowest, highest := register(0), f.registers(), f.registers()+1
+	p := part{code: expression("nat", func(b []byte) []byte {
+		b = attr32(attr32(b, unix.NFTA_NAT_TYPE, unix.NFT_NAT_SNAT), unix.NFTA_NAT_FAMILY, uint32(f.protocol()))
+		b = attr32(b, unix.NFTA_NAT_REG_ADDR_MIN, addr.number())
+		b = attr32(attr32(b, unix.NFTA_NAT_REG_PROTO_MIN, lowest.number()), unix.NFTA_NAT_REG_PROTO_MAX, highest.number())
+		return attr32(b, unix.NFTA_NAT_FLAGS, portOffset|portsGiven)
+	})}
+	return join(fmt.Sprintf("snat to %s saddr:1024-32767 by its port", f.ip()), f.address(true, addr), immediate(lowest, 0x04, 0), immediate(highest, 0x7f, 0xff), p)
 }
 
 func reject(text string, kind uint32, code byte) part {

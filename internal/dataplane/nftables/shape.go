@@ -259,11 +259,13 @@ func (s *shape) afterwards(f family) {
 	)
 	sticky := rule{f.dialledFirst(), flag("sticky", flagSticky, true), jump(f.chain("remember"))}
 	s.add(f.chain("received"), sticky)
+	tcp := join("meta l4proto tcp", meta(unix.NFT_META_L4PROTO, 0), compare(0, true, unix.IPPROTO_TCP))
 	itself := join(fmt.Sprintf("%s saddr . %s daddr @%s", f.ip(), f.ip(), hairpins.of(f).name()),
 		f.address(true, 0), f.address(false, f.registers()), member(hairpins.of(f), 0))
 	s.add(f.chain("masquerade"),
 		rule{join("meta oiftype loopback", meta(unix.NFT_META_OIFTYPE, 0), compare(0, true, native16(linkLoopback)...)), accept()},
 		rule{itself, masquerade()},
+		rule{f.sourceIn(podRanges), tcp, f.ownPorts()},
 		rule{f.sourceIn(podRanges), accept()},
 		rule{f.dialledFirst(), flag("keep-source", flagKeepSource, false), masquerade()},
 		rule{sourceIsLocal(), masquerade()},
@@ -271,7 +273,6 @@ func (s *shape) afterwards(f family) {
 	)
 	ours := rule{f.dialledFirst(), goTo(f.chain("masquerade"))}
 	s.add(f.chain("translated"), sticky, ours, ours) // twice: kernels before 6.18 may miss an element that is just being replaced
-	tcp := join("meta l4proto tcp", meta(unix.NFT_META_L4PROTO, 0), compare(0, true, unix.IPPROTO_TCP))
 	// A client that is reset knows at once; ICMP is limited to a few a second for each client.
 	reset := reject("reject with tcp reset", unix.NFT_REJECT_TCP_RST, 0)
 	unreachable := reject("reject with icmpx port-unreachable", unix.NFT_REJECT_ICMPX_UNREACH, unix.NFT_REJECT_ICMPX_PORT_UNREACH)

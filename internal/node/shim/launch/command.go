@@ -93,7 +93,7 @@ func execFailure(program string, err error) error {
 			"execute %s: permission denied: check its mode (chmod +x), that of its interpreter, and mounts with noexec", program)}
 	case errors.Is(err, unix.E2BIG):
 		return &Failure{Code: codeNotExecutable, Text: fmt.Sprintf(
-			"execute %s: arguments and environment are too long together: shorten args or env", program)}
+			"execute %s: arguments and environment are too long together: shorten args or env, or with many Services in the namespace set enableServiceLinks: false", program)}
 	default:
 		return &Failure{Code: codeNotExecutable, Text: fmt.Sprintf("execute %s: %v", program, err)}
 	}
