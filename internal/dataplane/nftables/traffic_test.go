@@ -85,6 +85,34 @@ func TestLargePool(t *testing.T) {
 	}
 }
 
+// TestOwnPorts has a pod dial an endpoint at its own address and through a Service: the endpoint sees the same address, and never the same port.
+func TestOwnPorts(t *testing.T) {
+	w := dptest.NewWorld(t)
+	const port = 20_000
+	stop, err := w.Pods[0].Serve(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	input := model.Input{}.WithNetwork(dptest.Network()).WithService(serviceObject(1)).WithSlice(slice(1, "s", corev1.ProtocolTCP, port, w.Pods[0].V4))
+	synced(t, w, model.Build(input, nil))
+	for range 50 {
+		for to, own := range map[netip.AddrPort]bool{netip.AddrPortFrom(w.Pods[0].V4, port): false, netip.AddrPortFrom(clusterIP(1), 80): true} {
+			answer, err := w.Pods[1].Ask(model.TCP, to, patience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if answer.Seen.Addr() != w.Pods[1].V4 || (answer.Seen.Port() < 32768) != own || answer.Seen.Port() < 1024 {
+				t.Errorf("%s dialled: the endpoint sees %s", to, answer.Seen)
+			}
+		}
+	}
+}
+
 // slice is one of service n's with one endpoint.
 func slice(n int, name string, protocol corev1.Protocol, port int32, addr netip.Addr) *discoveryv1.EndpointSlice {
 	noName := ""
