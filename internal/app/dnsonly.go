@@ -10,7 +10,6 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -71,7 +70,8 @@ func (o *DNSOptions) serve(ctx context.Context, n *names, client kubernetes.Inte
 	var work sync.WaitGroup
 	defer work.Wait()
 	ready := make(chan struct{})
-	t := traffic.New(traffic.Options{
+	var t *traffic.Traffic
+	t = traffic.New(traffic.Options{
 		Client: client, Addrs: []netip.Addr{netip.IPv4Unspecified()}, Logger: o.Logger, // it is no node, and has no NodePorts
 		Interfaces: func() ([]netip.Addr, error) { return nil, nil },
 		Set: func(s *model.Snapshot) {
@@ -83,21 +83,13 @@ func (o *DNSOptions) serve(ctx context.Context, n *names, client kubernetes.Inte
 			}
 		},
 		Wait: func(context.Context, uint64) error { return nil },
-	})
-	nodes := t.Nodes()
-	follow := func(ctx context.Context) error {
-		tick := time.NewTicker(time.Second)
-		defer tick.Stop()
-		for {
-			n.setNodes(nodes.List())
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return nil
+		NodeChanged: func(was, now *corev1.Node) {
+			if was == nil || now == nil || !samePeer(was, now) {
+				n.setNodes(t.Nodes().List())
 			}
-		}
-	}
-	for what, f := range map[string]func(context.Context) error{"DNS": n.run, "watch of Services": t.Run, "nodes": follow, "health checks": o.health(n, ready)} {
+		},
+	})
+	for what, f := range map[string]func(context.Context) error{"DNS": n.run, "watch of Services": t.Run, "health checks": o.health(n, ready)} {
 		work.Go(func() {
 			if err := f(running); running.Err() == nil {
 				fail(fmt.Errorf("%s: %w", what, err))

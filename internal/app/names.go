@@ -51,7 +51,7 @@ type names struct {
 	o         namesOptions
 	server    *dnsserver.Server
 	forwarder *forward.Forwarder
-	zone      *zone.Zone // of the last Snapshot; belongs to who calls set
+	zone      atomic.Pointer[zone.Zone] // of the last Snapshot; who calls set writes it
 
 	clients atomic.Pointer[clients]
 	mu      sync.Mutex // guards what follows
@@ -70,10 +70,11 @@ type clients struct {
 func newNames(ctx context.Context, o namesOptions) (*names, error) {
 	n := &names{o: o}
 	n.clients.Store(&clients{all: o.Clients})
-	var err error
-	if n.zone, err = zone.New(zone.Options{Domain: o.Domain, TTL: o.TTL, Servers: o.servers}); err != nil {
+	empty, err := zone.New(zone.Options{Domain: o.Domain, TTL: o.TTL, Servers: o.servers})
+	if err != nil {
 		return nil, err
 	}
+	n.zone.Store(empty)
 	upstreams, searches, err := n.upstreams()
 	if err != nil {
 		return nil, err
@@ -82,7 +83,7 @@ func newNames(ctx context.Context, o namesOptions) (*names, error) {
 		return nil, err
 	}
 	n.server, err = dnsserver.New(ctx, dnsserver.Options{
-		Listen: o.Listen, Zone: n.zone, Forwarder: dnsserver.Forward(n.forwarder), Searches: searches,
+		Listen: o.Listen, Zone: empty, Forwarder: dnsserver.Forward(n.forwarder), Searches: searches,
 		Limits: dnsserver.Limits{Own: o.pods, Exempt: n.exempt()}, Allow: n.mayAsk, UDPSize: n.udpSize, Namespace: n.namespace, PodExists: o.podExists, Logger: o.log,
 	})
 	if err != nil {
@@ -146,8 +147,9 @@ func (n *names) upstreams() (all map[string][]forward.Upstream, searches []strin
 
 // set answers from a Snapshot from now on. Calls must not be at the same time.
 func (n *names) set(s *model.Snapshot) {
-	n.zone = n.zone.Next(s)
-	n.server.SetZone(n.zone)
+	next := n.zone.Load().Next(s)
+	n.zone.Store(next)
+	n.server.SetZone(next)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.network = &s.Network
@@ -212,7 +214,7 @@ func (n *names) namespace(client netip.Addr) (string, bool) {
 			return namespace, true
 		}
 	}
-	return "", false
+	return n.zone.Load().Namespace(client)
 }
 
 // run serves until ctx ends.
