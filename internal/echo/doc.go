@@ -19,9 +19,8 @@
 //	/exit?code=3      the process ends with this code
 //	/drain            not ready any more; answers when no other request is open
 //
-// SIGTERM and SIGINT: not ready any more, connections are not kept; when no request is open or, for a second, on its way over a
-// connection that was made for it, or --drain is over, all listeners close
-// and Run returns.
+// SIGTERM and SIGINT: not ready any more, connections are not kept; when a quarter of a second has passed and no request is open or, for a second,
+// on its way over a connection that was made for it, or --drain is over, all listeners close and Run returns.
 //
 // Invariants: memory is bounded whatever clients send, by limits on connections, headers, bodies, lines and streams; what is sent
 // beyond them waits or is refused. It depends on the standard library alone (a test holds that), since it takes over

@@ -113,21 +113,28 @@ func (s *state) heard(c net.Conn) {
 	}
 }
 
+// linger is how long a drain lasts at least: a connection whose handshake the kernel has finished is not heard of before it is accepted, and is reset
+// when its listener closes.
+const linger = 250 * time.Millisecond
+
 // patience is how long a connection that was made before a drain may take to bring its first request.
 const patience = time.Second
 
 // idle waits until at most n requests are open and, for a moment, until none is on its way, and says whether that was before ctx ended.
 func (s *state) idle(ctx context.Context, n int) bool {
-	late := time.NewTimer(patience)
+	early, late := time.NewTimer(linger), time.NewTimer(patience)
+	defer early.Stop()
 	defer late.Stop()
-	waiting := true
+	lingering, waiting := true, true
 	for {
 		v := s.view()
-		if v.open <= n && (v.silent == 0 || !waiting) {
+		if !lingering && v.open <= n && (v.silent == 0 || !waiting) {
 			return true
 		}
 		select {
 		case <-v.changed:
+		case <-early.C:
+			lingering = false
 		case <-late.C:
 			waiting = false
 		case <-ctx.Done():
