@@ -13,7 +13,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/endpointd/endpointd/internal/apiserver"
@@ -39,13 +38,10 @@ func RunDNS(ctx context.Context, o DNSOptions) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(agentGC)
 	}
-	config, err := access(o.Kubeconfig, "give that of a user with the role of deploy/dns.yaml")
+	config, err := access(o.Kubeconfig, "endpointd-dns", "give that of a user with the role of deploy/dns.yaml")
 	if err != nil {
 		return err
 	}
-	config.UserAgent = "endpointd-dns"
-	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
-	config.DisableCompression = true
 	client, err := kubernetes.NewForConfig(watch.Connection(config))
 	if err != nil {
 		return fmt.Errorf("kubeconfig %s: %w", o.Kubeconfig, err)

@@ -49,11 +49,9 @@ func metricsHandler(p *plane) http.HandlerFunc {
 		write("endpointd_dataplane_late_seconds", "Age of the oldest Snapshot that is not in force; 0 if all are.", s.LateSeconds)
 		write("endpointd_dataplane_services", "Services in force.", s.Services)
 		const sync = "endpointd_dataplane_sync_seconds"
-		defer func() {
-			if p.names != nil {
-				_ = p.names.server.WriteMetrics(w) // the client may have left
-			}
-		}()
 		fmt.Fprintf(w, "# HELP %s Time from a Snapshot to its being in force.\n# TYPE %s summary\n%s_sum %v\n%s_count %v\n", sync, sync, sync, s.SyncSeconds, sync, s.Syncs)
+		if p.names != nil {
+			_ = p.names.server.WriteMetrics(w) // the client may have left
+		}
 	}
 }

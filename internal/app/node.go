@@ -16,7 +16,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes"
@@ -178,13 +177,10 @@ func (a *agent) run(ctx context.Context, what string, f func(context.Context) er
 }
 
 func (a *agent) connect() error {
-	config, err := access(a.o.Kubeconfig, "make one with endpointd kubeconfig --node NAME")
+	config, err := access(a.o.Kubeconfig, "endpointd-node", "make one with endpointd kubeconfig --node NAME")
 	if err != nil {
 		return err
 	}
-	config.UserAgent = "endpointd-node"
-	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
-	config.DisableCompression = true // inflating lists was a fifth of the CPU of a start, and the network is not what is scarce
 	if err := a.identify(config); err != nil {
 		return err
 	}
