@@ -190,12 +190,16 @@ func (u *up) compose() {
 	s.DataDir, s.PublishNodePorts, s.Resolv = u.DataDir, u.PublishNodePorts, sandbox.Resolv(u.ServiceCIDRs[0])
 	s.Server = []string{"endpointd", "server", "--data-dir", u.DataDir, "--listen", u.insideAddress(), "--listen-fd", fmt.Sprint(sandbox.ServerFD),
 		"--service-cidr", joinText(u.ServiceCIDRs), "--pod-cidr", joinText(u.PodCIDRs), "--node-port-range", fmt.Sprintf("%d-%d", u.NodePorts.Base, u.NodePorts.Base+u.NodePorts.Size-1)}
+	outside := make([]netip.Prefix, len(s.Gateways)) // where the server is, and commands are without a node
+	for i, g := range s.Gateways {
+		outside[i] = netip.PrefixFrom(g.Addr(), g.Addr().BitLen())
+	}
 	cgroups := sandbox.MakeCgroups(u.DataDir, s.Nodes)
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		n.Args = []string{"endpointd", "node", "--kubeconfig", u.nodeKubeconfig(n.Name), "--name", n.Name, "--data-dir", sandbox.NodeDir(u.DataDir, n.Name),
 			"--node-ip", joinText(n.Addrs), "--pod-cidr", joinText(n.PodCIDRs), "--cluster-dns", sandbox.DNS(u.ServiceCIDRs[0]).String(),
-			"--cluster-cidr", joinText(u.PodCIDRs), "--data-plane", string(u.DataPlane)}
+			"--cluster-cidr", joinText(u.PodCIDRs), "--data-plane", string(u.DataPlane), "--dns-allow", joinText(outside)}
 		if u.Images != "" {
 			n.Args = append(n.Args, "--images", u.Images)
 		}

@@ -14,7 +14,7 @@ func newDNS(streams IO) *cobra.Command {
 	var (
 		names                       namesFlags
 		kubeconfig, domain, healthz string
-		listen, clients             []string
+		listen                      []string
 		logLevel, logFormat         string
 	)
 	cmd := &cobra.Command{
@@ -23,7 +23,7 @@ func newDNS(streams IO) *cobra.Command {
 		Long: `Answer DNS questions for the Services, endpoints and pods of any Kubernetes cluster, in the place of CoreDNS or beside it. A change is in the
 next answer. Other names are asked of the upstreams. It only reads: Services, EndpointSlices, Nodes, ServiceCIDRs and pods.
 
-Who may ask are the cluster's pods and nodes, this machine, and --allow.
+Who may ask are the cluster's pods and nodes, this machine, and --dns-allow.
 
 When it has read everything, one line on standard output says so:
 
@@ -37,9 +37,6 @@ When it has read everything, one line on standard output says so:
 				return err
 			}
 			o.Domain = domain
-			if o.Clients, err = parseRanges("allow", clients); err != nil {
-				return err
-			}
 			for _, text := range listen {
 				addr, err := netip.ParseAddrPort(text)
 				if err != nil {
@@ -67,7 +64,6 @@ When it has read everything, one line on standard output says so:
 	flags.StringSliceVar(&listen, "listen", []string{"127.0.0.1:5353"}, "`ADDRESS:PORT` for UDP and TCP; more than one with commas in between")
 	flags.StringVar(&domain, "cluster-domain", "cluster.local", "what the names of Services end in")
 	names.register(flags)
-	flags.StringSliceVar(&clients, "allow", nil, "`ranges` of addresses that may ask besides the cluster's nodes and pods")
 	flags.StringVar(&healthz, "healthz-bind-address", "", "`address` and port of /healthz, /readyz and /metrics; empty for none")
 	flags.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&logFormat, "log-format", "text", "text or json, on standard error")

@@ -14,6 +14,7 @@ import (
 // namesFlags say how names are answered.
 type namesFlags struct {
 	upstreams  []string
+	clients    []string
 	resolvConf string
 	ttl        time.Duration
 }
@@ -21,6 +22,7 @@ type namesFlags struct {
 func (f *namesFlags) register(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&f.upstreams, "dns-upstream", nil, "who is asked for names that are not the cluster's: [DOMAIN=]`ADDRESS[,ADDRESS]`, also tls://ADDRESS#NAME; once for each domain (default: the name servers of --resolv-conf)")
 	flags.StringVar(&f.resolvConf, "resolv-conf", "/etc/resolv.conf", "`file` with this machine's name servers and search domains")
+	flags.StringSliceVar(&f.clients, "dns-allow", nil, "`ranges` of addresses that may ask besides the cluster's nodes and pods and this machine, with commas in between")
 	flags.DurationVar(&f.ttl, "dns-ttl", 5*time.Second, "how long clients may remember an address of a Service; the annotation endpointd.io/dns-ttl of a Service goes before it")
 }
 
@@ -34,6 +36,10 @@ func (f *namesFlags) options() (app.NamesOptions, error) {
 		return o, flagError("dns-ttl", "%v is not a number of whole seconds, like 5s", f.ttl)
 	case f.ttl == 0:
 		o.TTL = noTTL
+	}
+	var err error
+	if o.Clients, err = parsePrefixes("dns-allow", f.clients); err != nil {
+		return o, err
 	}
 	for _, text := range f.upstreams {
 		domain, list, found := strings.Cut(text, "=")

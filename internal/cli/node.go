@@ -219,7 +219,17 @@ func parseAddrs(flag string, texts []string) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
+// parseRanges reads one range, or one of each address family.
 func parseRanges(flag string, texts []string) ([]netip.Prefix, error) {
+	ranges, err := parsePrefixes(flag, texts)
+	if err == nil && (len(ranges) > 2 || len(ranges) == 2 && ranges[0].Addr().Is4() == ranges[1].Addr().Is4()) {
+		return nil, flagError(flag, "%s: want one range, or one of each address family", strings.Join(texts, ","))
+	}
+	return ranges, err
+}
+
+// parsePrefixes reads any number of ranges.
+func parsePrefixes(flag string, texts []string) ([]netip.Prefix, error) {
 	var ranges []netip.Prefix
 	for _, text := range texts {
 		r, err := netip.ParsePrefix(text)
@@ -230,9 +240,6 @@ func parseRanges(flag string, texts []string) ([]netip.Prefix, error) {
 			return nil, flagError(flag, "%s is an address within its range: did you mean %s?", text, r.Masked())
 		}
 		ranges = append(ranges, r)
-	}
-	if len(ranges) > 2 || len(ranges) == 2 && ranges[0].Addr().Is4() == ranges[1].Addr().Is4() {
-		return nil, flagError(flag, "%s: want one range, or one of each address family", strings.Join(texts, ","))
 	}
 	return ranges, nil
 }
