@@ -62,6 +62,9 @@ func (r *resolving) gather(list []*slice) {
 	total := 0
 	for _, s := range list {
 		r.said.Problems = append(r.said.Problems, s.problems...)
+		if r.said.Kind != Headless {
+			r.said.Problems = append(r.said.Problems, s.unnumbered...)
+		}
 		total += len(s.endpoints)
 	}
 	if total == 0 {
@@ -111,11 +114,15 @@ func (r *resolving) known(s *slice, e *Endpoint) *Endpoint {
 		fact, _ = r.in.down.Get(e.Target.UID)
 	}
 	headless := s.headless && r.said.Kind != Headless
-	if !local && fact == None && !headless {
+	unnumbered := len(s.unnumbered) > 0 && e.Port() == 0 && e.Reason == None && r.said.Kind != Headless
+	if !local && fact == None && !headless && !unnumbered {
 		return e
 	}
 	e = r.copy(e)
 	e.Local = local
+	if unnumbered {
+		e.Reason = BadPort
+	}
 	e.know(fact, r.said.PublishNotReady)
 	if headless && !e.Reason.final() {
 		e.Reason = HeadlessSlice

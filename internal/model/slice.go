@@ -23,6 +23,9 @@ type slice struct {
 	// are equal are in the order of the API object.
 	endpoints []Endpoint
 	problems  []Problem
+	// unnumbered are those of ports without a number. They are none of a headless Service's: its endpoints are names, and such a port is all there
+	// is to say of some (EndpointSlice v1: slices that are not derived from a Service may have such).
+	unnumbered []Problem
 	// names keeps the strings that many slices have in common from being forgotten, so that there is one of each.
 	names []unique.Handle[string]
 }
@@ -106,9 +109,9 @@ func (s *slice) readPort(from *discoveryv1.EndpointPort, in *interner) slicePort
 		return port
 	}
 	switch {
-	case from.Port == nil:
-		port.reason = BadPort
-		s.problem(BadPort, fmt.Sprintf("port %q has no number; give it one from 1 to 65535", port.name))
+	case from.Port == nil: // what that means is the Service's to say
+		s.unnumbered = append(s.unnumbered, Problem{Kind: "EndpointSlice", Object: s.name, Reason: BadPort, Message: fmt.Sprintf(
+			"port %q has no number; give it one from 1 to 65535", port.name)})
 	case *from.Port < 1 || *from.Port > 65535:
 		port.reason = BadPort
 		s.problem(BadPort, fmt.Sprintf("port %q has the number %d; use one from 1 to 65535", port.name, *from.Port))
@@ -209,6 +212,6 @@ func (in *interner) list(n int, at func(int) string) []string {
 // equal says whether two slices are worth the same.
 func (s *slice) equal(other *slice) bool {
 	return s.id == other.id && s.service == other.service && s.headless == other.headless &&
-		slices.Equal(s.problems, other.problems) &&
+		slices.Equal(s.problems, other.problems) && slices.Equal(s.unnumbered, other.unnumbered) &&
 		slices.EqualFunc(s.endpoints, other.endpoints, func(a, b Endpoint) bool { return equalEndpoints(&a, &b) })
 }

@@ -3,8 +3,10 @@ package names
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -133,15 +135,29 @@ func (w *world) service(i int) {
 	w.put("services", w.object("v1", "Service", namespace, name, spec))
 }
 
+// withoutNumbers are the ports of a slice, of which so many per cent have no number.
+func (w *world) withoutNumbers(ports []any, percent int) []any {
+	list := slices.Clone(ports)
+	for i, p := range list {
+		if w.chance(percent) {
+			anyPort := maps.Clone(p.(api.Object))
+			delete(anyPort, "port")
+			list[i] = anyPort
+		}
+	}
+	return list
+}
+
 // slices makes up to two of each family.
 func (w *world) slices(i int, namespace, service, full string, ports []any, publish bool) {
+	without := pick(w, 10, 10, 10, 90) // per cent of the ports
 	for s := range w.random.IntN(4) {
 		v6 := w.chance(30)
 		family := map[bool]string{false: "IPv4", true: "IPv6"}[v6]
 		o := w.object("discovery.k8s.io/v1", "EndpointSlice", namespace, fmt.Sprintf("%s-%d", service, s), nil)
 		delete(o, "spec")
 		o["metadata"].(api.Object)["labels"] = api.Object{"kubernetes.io/service-name": service}
-		o["addressType"], o["ports"] = family, ports
+		o["addressType"], o["ports"] = family, w.withoutNumbers(ports, without)
 		var endpoints []any
 		for e := range w.random.IntN(5) {
 			addr := netip.AddrFrom4([4]byte{10, 244, byte(i), byte(10*s + e)})
