@@ -108,14 +108,22 @@ func (b *bench) namesAt(ctx context.Context, services int) (err error) {
 		return err
 	}
 	address := <-where
+	if err := b.namesTogether(ctx, dir, address, services); err != nil {
+		return err
+	}
+	return b.namesChanges(ctx, dir, address, services)
+}
+
+// namesTogether measures what both are asked in turn.
+func (b *bench) namesTogether(ctx context.Context, dir, upstream string, services int) (err error) {
 	var servers []*nameServer
 	defer func() {
 		for _, s := range servers {
 			err = errors.Join(err, s.process.kill())
 		}
 	}()
-	for _, name := range []string{oursDNSName, coreDNSName} {
-		s, err := b.startNames(ctx, name, dir, address)
+	for _, name := range namesColumns() {
+		s, err := b.startNames(ctx, name, dir, upstream)
 		if err != nil {
 			return err
 		}
@@ -132,7 +140,7 @@ func (b *bench) namesAt(ctx context.Context, services int) (err error) {
 			return err
 		}
 	}
-	return b.namesChanges(ctx, servers, services)
+	return nil
 }
 
 func namesColumns() []string { return []string{oursDNSName, coreDNSName} }
@@ -260,43 +268,28 @@ func (b *bench) namesMemory(servers []*nameServer, services int) error {
 	return nil
 }
 
-// namesChanges writes slices, and asks until the answer is the new one.
-func (b *bench) namesChanges(ctx context.Context, servers []*nameServer, services int) error {
-	name := "flip." + namespace + ".svc.cluster.local."
-	row := Row{Name: "p50", Unit: "ms", Values: map[string]Value{}}
-	high := Row{Name: "p99", Unit: "ms", Values: map[string]Value{}}
-	client := b.server.writes.DiscoveryV1().EndpointSlices(namespace)
+// namesChanges writes slices, and asks until the answer is the new one. Each server is alone then: another one that takes the same change in at the
+// same moment would have one of two cores.
+func (b *bench) namesChanges(ctx context.Context, dir, upstream string, services int) error {
 	took := map[string][]float64{}
-	for i := range b.namesFlips {
-		for _, s := range servers {
-			slice, err := client.Get(ctx, "flip", metav1.GetOptions{})
+	for range b.rounds {
+		for _, name := range namesColumns() {
+			s, err := b.startNames(ctx, name, dir, upstream)
 			if err != nil {
 				return err
 			}
-			next := offset(endpointRange, 3000+i%2*10+len(s.name)%2)
-			slice.Endpoints = []discovery.Endpoint{{Addresses: []string{next.String()}, Conditions: discovery.EndpointConditions{Ready: new(true)}}}
-			if _, err := client.Update(ctx, slice, metav1.UpdateOptions{}); err != nil {
-				return err
+			if err = pause(ctx, b.settle); err == nil {
+				var of []float64
+				of, err = b.namesFlipped(ctx, s)
+				took[name] = append(took[name], of...)
 			}
-			written := time.Now()
-			for {
-				answer, err := s.ask(ctx, name)
-				if err != nil {
-					return err
-				}
-				if len(answer.Answer) == 1 && answer.Answer[0].(*dns.A).A.Equal(next.AsSlice()) { //nolint:forcetypeassert // of a question for A
-					break
-				}
-				if time.Since(written) > 10*time.Second {
-					return fmt.Errorf("%s has not heard of a change after 10 s%s", s.name, s.process.tail())
-				}
-			}
-			took[s.name] = append(took[s.name], float64(time.Since(written))/float64(time.Millisecond))
-			if err := pause(ctx, 20*time.Millisecond); err != nil {
+			if err = errors.Join(err, s.process.kill()); err != nil {
 				return err
 			}
 		}
 	}
+	row := Row{Name: "p50", Unit: "ms", Values: map[string]Value{}}
+	high := Row{Name: "p99", Unit: "ms", Values: map[string]Value{}}
 	for name, all := range took {
 		row.Values[name] = median([]float64{quantile(all, 0.5)}, len(all))
 		high.Values[name] = median([]float64{quantile(all, 0.99)}, len(all))
@@ -308,4 +301,39 @@ func (b *bench) namesChanges(ctx context.Context, servers []*nameServer, service
 		Title: fmt.Sprintf("DNS, slice acknowledged → new answer, %d Services", services), Columns: namesColumns(), Rows: []Row{row, high},
 	})
 	return nil
+}
+
+// namesFlipped is how long each change took to be in the answers, in milliseconds from its acknowledgement.
+func (b *bench) namesFlipped(ctx context.Context, s *nameServer) (took []float64, err error) {
+	name := "flip." + namespace + ".svc.cluster.local."
+	client := b.server.writes.DiscoveryV1().EndpointSlices(namespace)
+	for i := range b.namesFlips {
+		slice, err := client.Get(ctx, "flip", metav1.GetOptions{})
+		if err != nil {
+			return nil, err
+		}
+		next := offset(endpointRange, 3000+i%2*10+len(s.name)%2)
+		slice.Endpoints = []discovery.Endpoint{{Addresses: []string{next.String()}, Conditions: discovery.EndpointConditions{Ready: new(true)}}}
+		if _, err := client.Update(ctx, slice, metav1.UpdateOptions{}); err != nil {
+			return nil, err
+		}
+		written := time.Now()
+		for {
+			answer, err := s.ask(ctx, name)
+			if err != nil {
+				return nil, err
+			}
+			if len(answer.Answer) == 1 && answer.Answer[0].(*dns.A).A.Equal(next.AsSlice()) { //nolint:forcetypeassert // of a question for A
+				break
+			}
+			if time.Since(written) > 10*time.Second {
+				return nil, fmt.Errorf("%s has not heard of a change after 10 s%s", s.name, s.process.tail())
+			}
+		}
+		took = append(took, float64(time.Since(written))/float64(time.Millisecond))
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
+	return took, nil
 }
