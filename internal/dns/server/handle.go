@@ -259,8 +259,8 @@ func (w *worker) finish(rq *request) []byte {
 		reply[3] |= bitAD
 	}
 	w.count.reply(rq.tcp, w.q.Type, w.r.RCode(), w.r.Truncated())
-	if l := w.s.queryLog.Load(); l != nil {
-		l.write(w, rq, len(reply))
+	if all := w.s.taps.all.Load(); all != nil {
+		w.hear(*all, rq, reply)
 	}
 	return reply
 }

@@ -4,84 +4,252 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/endpointd/endpointd/internal/testkit"
 )
 
-// logged are the lines that were logged, and empties the log.
-func logged(t testing.TB, log *bytes.Buffer) (lines []map[string]any) {
+func tap(t testing.TB, s *Server, f LogFilter) *Tap {
 	t.Helper()
-	for line := range strings.Lines(log.String()) {
-		var l map[string]any
-		if err := json.Unmarshal([]byte(line), &l); err != nil {
-			t.Fatal(err)
-		}
-		lines = append(lines, l)
+	tap, err := s.Tap(f)
+	if err != nil {
+		t.Fatal(err)
 	}
-	log.Reset()
-	return lines
+	t.Cleanup(tap.Close)
+	return tap
 }
 
-func TestQueryLog(t *testing.T) {
+// heard takes what there is.
+func heard(tap *Tap) (all []*Exchange) {
+	for {
+		select {
+		case e := <-tap.Exchanges():
+			all = append(all, e)
+		default:
+			return all
+		}
+	}
+}
+
+func prefixes(texts ...string) (all []netip.Prefix) {
+	for _, text := range texts {
+		all = append(all, netip.MustParsePrefix(text))
+	}
+	return all
+}
+
+func TestTapsHearWhatFits(t *testing.T) {
 	t.Parallel()
-	var log bytes.Buffer
-	c := newClock()
-	b := newBench(t, Options{Now: c.Now, Allow: everybody, Logger: slog.New(slog.NewJSONHandler(&log, nil))})
-	put := func(client, name string) { b.put(client, false, question(name, dns.TypeA)) }
-	all := func() {
+	b := newBench(t, Options{Now: newClock().Now, Allow: everybody})
+	tests := []struct {
+		name   string
+		filter LogFilter
+		want   int
+	}{
+		{"all", LogFilter{}, 6},
+		{"a name", LogFilter{Suffix: "Web.ns.svc.cluster.test"}, 2},
+		{"a domain", LogFilter{Suffix: "cluster.test."}, 4},
+		{"the root", LogFilter{Suffix: "."}, 6},
+		{"clients", LogFilter{Clients: prefixes("10.1.0.0/16")}, 3},
+		{"more clients", LogFilter{Clients: prefixes("10.1.0.0/16", "10.2.0.1/32")}, 6},
+		{"both", LogFilter{Clients: prefixes("10.1.0.1/32"), Suffix: "example"}, 1},
+	}
+	taps := make([]*Tap, len(tests))
+	for i := range tests { // all at once
+		taps[i] = tap(t, b.s, tests[i].filter)
+	}
+	put := func() {
 		for _, client := range []string{"10.1.0.1", "10.2.0.1"} {
 			for _, name := range []string{"WEB.ns.svc.cluster.test.", "xweb.ns.svc.cluster.test.", "www.example."} {
-				put(client, name)
+				b.put(client, false, question(name, dns.TypeA))
 			}
 		}
 	}
-	for _, s := range []struct {
-		name   string
-		filter *LogFilter
-		want   int
-	}{
-		{"off", nil, 0},
-		{"all", &LogFilter{}, 6},
-		{"a name", &LogFilter{Suffix: "Web.ns.svc.cluster.test"}, 2},
-		{"a domain", &LogFilter{Suffix: "cluster.test."}, 4},
-		{"the root", &LogFilter{Suffix: "."}, 6},
-		{"clients", &LogFilter{Client: netip.MustParsePrefix("10.1.0.0/16")}, 3},
-		{"both", &LogFilter{Client: netip.MustParsePrefix("10.1.0.1/32"), Suffix: "example"}, 1},
-		{"off again", nil, 0},
+	put()
+	for i, test := range tests {
+		if got := heard(taps[i]); len(got) != test.want {
+			t.Errorf("%s: %d exchanges, want %d", test.name, len(got), test.want)
+		}
+		taps[i].Close()
+		taps[i].Close()
+	}
+	put()
+	for i, test := range tests {
+		if got := heard(taps[i]); len(got) != 0 {
+			t.Errorf("%s: %d exchanges after the end", test.name, len(got))
+		}
+	}
+	if b.s.taps.all.Load() != nil {
+		t.Error("requests look for taps though there are none")
+	}
+}
+
+func TestExchangeIsALine(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	b := newBench(t, Options{Now: c.Now, Allow: everybody})
+	heardOf := tap(t, b.s, LogFilter{})
+	for _, m := range []*dns.Msg{
+		question("web.ns.svc.cluster.test.", dns.TypeA), question("ext.ns.svc.cluster.test.", dns.TypeA), question("no.ns.svc.cluster.test.", dns.TypeA),
+		question("web.ns.svc.cluster.test.", dns.TypeAAAA), question("a\\001\\[b.example.", dns.TypeA), question("web.ns.svc.cluster.test.", 1234),
 	} {
-		if err := b.s.SetLog(s.filter); err != nil {
-			t.Fatal(err)
-		}
-		all()
-		if got := logged(t, &log); len(got) != s.want {
-			t.Errorf("%s: %d lines, want %d", s.name, len(got), s.want)
-		}
+		b.put("10.1.0.1", false, m)
 	}
-	if err := b.s.SetLog(&LogFilter{PerSecond: 5}); err != nil {
-		t.Fatal(err)
+	b.put("10.1.0.1", true, question("many.ns.svc.cluster.test.", dns.TypeA))
+	b.put("2001:db8::1", false, question("many.ns.svc.cluster.test.", dns.TypeA))
+	var text strings.Builder
+	for _, e := range heard(heardOf) {
+		_, rest, _ := strings.Cut(e.String(), "  ") // not in the machine's time zone
+		text.WriteString(rest + "\n")
 	}
-	for range 100 {
-		put("10.1.0.1", "web.ns.svc.cluster.test.")
+	testkit.Golden(t, "exchanges.golden", []byte(text.String()))
+	if len(strings.Fields(ExchangeHead())) != 8 {
+		t.Errorf("head: %s", ExchangeHead())
 	}
-	if n := len(logged(t, &log)); n != 5 {
-		t.Errorf("%d lines in a second, want 5", n)
+}
+
+func TestTapLeavesOut(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	b := newBench(t, Options{Now: c.Now, Allow: everybody})
+	paced, slow := tap(t, b.s, LogFilter{PerSecond: 5}), tap(t, b.s, LogFilter{PerSecond: maxPerSecond})
+	put := func() { b.put("10.1.0.1", false, question("web.ns.svc.cluster.test.", dns.TypeA)) }
+	for range 2 * tapLength {
+		put()
+	}
+	if got, omitted := len(heard(paced)), paced.Omitted(); got != 5 || omitted != 2*tapLength-5 {
+		t.Errorf("at a rate of 5: %d and %d left out, want 5 and %d", got, omitted, 2*tapLength-5)
+	}
+	if got, omitted := len(heard(slow)), slow.Omitted(); got != tapLength || omitted != tapLength {
+		t.Errorf("nobody takes: %d and %d left out, want %d and %[3]d", got, omitted, tapLength)
 	}
 	c.advance(time.Second)
-	put("10.1.0.1", "web.ns.svc.cluster.test.")
-	got := logged(t, &log)
-	if len(got) != 1 || got[0]["omitted"] != 95.0 || got[0]["name"] != "web.ns.svc.cluster.test." || got[0]["type"] != "A" ||
-		got[0]["rcode"] != "NOERROR" || got[0]["client"] != "10.1.0.1:5353" || got[0]["transport"] != "udp" {
-		t.Errorf("logged %v", got)
+	put()
+	for _, tap := range []*Tap{paced, slow} {
+		if got, omitted := len(heard(tap)), tap.Omitted(); got != 1 || omitted != 0 {
+			t.Errorf("later: %d and %d left out, want 1 and none", got, omitted)
+		}
 	}
-	for _, bad := range []*LogFilter{{Suffix: "a..b"}, {PerSecond: -1}} {
-		if b.s.SetLog(bad) == nil {
+}
+
+func TestTapsAreBounded(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, Options{})
+	for _, bad := range []LogFilter{{Suffix: "a..b"}, {PerSecond: -1}, {PerSecond: maxPerSecond + 1}} {
+		if _, err := b.s.Tap(bad); err == nil {
 			t.Errorf("%+v is taken", bad)
 		}
+	}
+	for range maxTaps {
+		tap(t, b.s, LogFilter{})
+	}
+	if _, err := b.s.Tap(LogFilter{}); err == nil {
+		t.Error("there can be any number")
+	}
+	if err := b.s.Log(t.Context(), LogFilter{}); err == nil {
+		t.Error("the log is one more than there can be")
+	}
+}
+
+func TestUntappedCostsNothing(t *testing.T) {
+	b := newBench(t, Options{})
+	tapped := tap(t, b.s, LogFilter{Suffix: "example"})
+	w, out := newWorker(b.s, b.s.slow), make([]byte, maxUDPReply)
+	packet, err := question("web.ns.svc.cluster.test.", dns.TypeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rq := request{packet: packet, client: netip.MustParseAddrPort("127.0.0.1:5353"), at: time.Now()}
+	answer := func() {
+		if w.answer(&rq, out) == ready {
+			w.finish(&rq)
+		}
+	}
+	if n := testing.AllocsPerRun(100, answer); n != 0 {
+		t.Errorf("%v allocations for an answer that nobody wants to hear of", n)
+	}
+	tapped.Close()
+	full := tap(t, b.s, LogFilter{PerSecond: 1})
+	answer()
+	if n := testing.AllocsPerRun(100, answer); n != 0 || len(full.exchanges) > 2 {
+		t.Errorf("%v allocations for an answer that there is no room for, and %d heard", n, len(full.exchanges))
+	}
+}
+
+// Many listen, come and go while answers are given; the race detector looks on.
+func TestTapsComeAndGo(t *testing.T) {
+	t.Parallel()
+	s := start(t, Options{})
+	stays := tap(t, s, LogFilter{PerSecond: maxPerSecond})
+	var work sync.WaitGroup
+	for range 4 {
+		work.Go(func() {
+			for range 50 {
+				if tap, err := s.Tap(LogFilter{}); err == nil {
+					heard(tap)
+					tap.Close()
+				}
+			}
+		})
+	}
+	const questions = 50
+	for range questions {
+		ask(t, s, "udp", question("web.ns.svc.cluster.test.", dns.TypeA))
+	}
+	work.Wait()
+	if got := len(heard(stays)); got != questions {
+		t.Errorf("%d heard, want %d", got, questions)
+	}
+}
+
+// lines is a log that says when there is something in it.
+type lines struct{ c chan string }
+
+func (l lines) Write(p []byte) (int, error) {
+	l.c <- string(p)
+	return len(p), nil
+}
+
+func TestLog(t *testing.T) {
+	t.Parallel()
+	log := lines{make(chan string, 10)}
+	s := start(t, Options{Logger: slog.New(slog.NewJSONHandler(log, nil))})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Log(ctx, LogFilter{Suffix: "cluster.test"}) }()
+	testkit.Await(t, patience, func() error {
+		if s.taps.all.Load() == nil {
+			return errors.New("nobody listens yet")
+		}
+		return nil
+	})
+	ask(t, s, "udp", question("www.example.", dns.TypeA))
+	ask(t, s, "udp", question("Web.ns.svc.cluster.test.", dns.TypeA))
+	var got map[string]any
+	if err := json.Unmarshal([]byte(<-log.c), &got); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]any{
+		"msg": "query", "name": "Web.ns.svc.cluster.test.", "type": "A", "rcode": "NOERROR", "transport": "udp", "answer": "10.0.0.1", "truncated": false, "omitted": 0.0,
+	} {
+		if got[key] != want {
+			t.Errorf("%s is %v, want %v", key, got[key], want)
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if s.taps.all.Load() != nil {
+		t.Error("it listens on")
 	}
 }
 

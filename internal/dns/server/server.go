@@ -22,7 +22,7 @@ type Server struct {
 	pods      *pods
 	pool      *pool
 	streams   *streams
-	queryLog  atomic.Pointer[queryLog]
+	taps      taps
 
 	shards      []*counters // one for each goroutine that answers much, and slow
 	slow        *counters   // for all others
