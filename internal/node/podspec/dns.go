@@ -110,7 +110,7 @@ func (b *Builder) resolvConf(pod *corev1.Pod) (resolvConf, error) {
 			r.servers = append(r.servers, a.String())
 		}
 		services := "svc." + b.options.ClusterDomain
-		r.searches = append([]string{pod.Namespace + "." + services, services, b.options.ClusterDomain}, r.searches...)
+		r.searches = slices.Concat([]string{pod.Namespace + "." + services, services, b.options.ClusterDomain}, outside(r.searches, b.options.ClusterDomain))
 		r.options = []string{clusterOptions}
 	}
 	if own := pod.Spec.DNSConfig; own != nil {
@@ -125,6 +125,13 @@ func (b *Builder) resolvConf(pod *corev1.Pod) (resolvConf, error) {
 		}
 	}
 	return b.limited(pod, r)
+}
+
+// outside are the domains that are not the cluster's. A node that resolves Services itself may search those of a namespace, and a pod must not
+// find that namespace's Services by their short names.
+func outside(searches []string, cluster string) []string {
+	below := "." + strings.ToLower(cluster)
+	return slices.DeleteFunc(slices.Clone(searches), func(domain string) bool { return strings.HasSuffix("."+strings.ToLower(domain), below) })
 }
 
 // limited leaves out what is too much for resolvers, and tells.

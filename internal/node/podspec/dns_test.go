@@ -47,6 +47,13 @@ func TestResolvConf(t *testing.T) {
 			p.Spec.DNSPolicy = corev1.DNSNone
 			p.Spec.DNSConfig = &corev1.PodDNSConfig{Nameservers: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"}}
 		}, nil, "nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\n", "DNSConfigForming"},
+		{"the node searches a namespace", nil, func(o *Options) {
+			o.ResolvConf = filepath.Join(t.TempDir(), "resolv.conf")
+			text := "nameserver 10.96.0.10\nsearch default.svc.cluster.local svc.Cluster.Local cluster.local. other-cluster.local example.com corp.example\n"
+			if err := os.WriteFile(o.ResolvConf, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, strings.Replace(cluster, "example.com", "other-cluster.local example.com", 1), ""},
 		{"the node has none", nil, func(o *Options) { o.ResolvConf = "/nonexistent/resolv.conf" },
 			"search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n", ""},
 	}
