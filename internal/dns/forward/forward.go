@@ -18,7 +18,7 @@ import (
 // Options say whom to ask, and the bounds. A duration or a number of 0 is the default.
 type Options struct {
 	// Upstreams are a domain → who is asked for names in it; "." is for all others. The longest domain that matches wins. A name that none matches
-	// is refused.
+	// is refused; one that a domain without upstreams matches does not exist.
 	Upstreams map[string][]Upstream
 	// Own are the addresses where we listen: none may be an upstream.
 	Own []netip.AddrPort
@@ -125,9 +125,6 @@ func (f *Forwarder) addZone(domain string, list []Upstream, known map[Upstream]*
 	domain = wire.NameString([]byte(key))
 	if f.zones[key] != nil {
 		return fmt.Errorf("domain %s has two lists of upstreams; join them", domain)
-	}
-	if len(list) == 0 {
-		return fmt.Errorf("domain %s has no upstream; name one, or leave the domain out", domain)
 	}
 	z := &zone{}
 	for _, up := range list {

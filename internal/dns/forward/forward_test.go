@@ -75,7 +75,6 @@ func TestNewRefuses(t *testing.T) {
 	}{
 		{"our own address", "10.96.0.10:53 of . is this server's own address", map[string][]Upstream{".": up("10.96.0.10")}},
 		{"loopback where we listen on all", "own address 0.0.0.0:5353", map[string][]Upstream{"corp.test": up("127.0.0.1:5353")}},
-		{"no upstream", "domain corp.test. has no upstream", map[string][]Upstream{"corp.test": nil}},
 		{"a domain twice", "two lists", map[string][]Upstream{"corp.test": up("10.0.0.1"), "CORP.test.": up("10.0.0.1")}},
 		{"no domain", `domain "a..b"`, map[string][]Upstream{"a..b": up("10.0.0.1")}},
 	}
@@ -389,6 +388,11 @@ func TestStubDomains(t *testing.T) {
 	if a, err := f.Resolve(t.Context(), new(wire.Query)); err != nil || a.RCode() != dns.RcodeRefused {
 		t.Errorf("no question at all: %v, %v", a, err)
 	}
+	closed := start(t, Options{Upstreams: map[string][]Upstream{".": nil, "corp.test": {corp.upstream()}, "none.corp.test": nil}})
+	for _, name := range []string{"example.", "com.", "a.none.corp.test."} {
+		want(t, closed, ask(t, name, dns.TypeA), "NXDOMAIN")
+	}
+	want(t, closed, ask(t, "a.corp.test.", dns.TypeA), "a.corp.test. 60 IN A 10.0.0.2")
 	want(t, f, ask(t, "version.bind.", dns.TypeTXT, func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }), "REFUSED")
 }
 

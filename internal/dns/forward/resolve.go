@@ -87,6 +87,9 @@ func (f *Forwarder) Resolve(ctx context.Context, q *wire.Query) (*Answer, error)
 		f.metrics.Refused.Add(1)
 		return failure(asked, dns.RcodeRefused, 0), nil
 	}
+	if len(z.upstreams) == 0 {
+		return failure(asked, dns.RcodeNameError, 0), nil
+	}
 	now := f.o.Clock()
 	known := f.cache.find([]byte(asked))
 	if known != nil && now.Sub(known.at) < known.ttl {
