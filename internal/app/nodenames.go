@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/miekg/dns"
@@ -15,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/endpointd/endpointd/internal/controller/nodedns"
+	"github.com/endpointd/endpointd/internal/dns/zone"
 	"github.com/endpointd/endpointd/internal/model"
 )
 
@@ -33,6 +33,7 @@ func (a *agent) makeNames(ctx context.Context) {
 	o.Domain = a.o.Domain
 	n, err := newNames(ctx, o)
 	if err != nil {
+		a.noNames = fmt.Errorf("names of Services are not answered here: %w; --dns-port chooses another port, or 0 for none", err)
 		a.o.Logger.Warn("names of Services are not answered here; --dns-port chooses another port, or 0 for none", "err", err)
 		return
 	}
@@ -137,7 +138,7 @@ func askForPod(ctx context.Context, server, port, namespace, domain string, addr
 		rtype = dns.TypeAAAA
 	}
 	m := new(dns.Msg)
-	m.SetQuestion(dns.Fqdn(strings.NewReplacer(".", "-", ":", "-").Replace(addr.String())+"."+namespace+".pod."+domain), rtype)
+	m.SetQuestion(dns.Fqdn(string(zone.AppendDashed(nil, addr))+"."+namespace+".pod."+domain), rtype)
 	m.RecursionDesired = false
 	answer, _, err := new(dns.Client).ExchangeContext(ctx, m, net.JoinHostPort(server, port))
 	if err != nil {

@@ -2,8 +2,9 @@ package zone
 
 import "net/netip"
 
-// appendDashed appends an address as a label: dots and colons are dashes. As CoreDNS has it, what would end in a dash ends in 0.
-func appendDashed(dst []byte, addr netip.Addr) []byte {
+// AppendDashed appends an address as the label that it is in names of pods, and of endpoints without a hostname: dots and colons are dashes. As
+// CoreDNS has it, what would end in a dash ends in 0.
+func AppendDashed(dst []byte, addr netip.Addr) []byte {
 	start := len(dst)
 	dst = addr.WithZone("").AppendTo(dst)
 	for i, c := range dst[start:] {

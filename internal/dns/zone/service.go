@@ -201,7 +201,7 @@ func (s *service) nameEndpoints(from []*model.Endpoint) []answering {
 		if isLabel(e.Hostname) {
 			labels = append(labels, e.Hostname...)
 		} else {
-			labels = appendDashed(labels, e.Addr())
+			labels = AppendDashed(labels, e.Addr())
 		}
 		if label := labels[start:]; 1+len(label)+len(s.name) <= wire.MaxName {
 			list = append(list, answering{e, label, 0})

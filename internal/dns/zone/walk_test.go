@@ -302,8 +302,8 @@ func TestParseDashed(t *testing.T) {
 			octets[i] = byte(d.IntN(256) * d.IntN(2))
 		}
 		addr := netip.AddrFrom16(octets)
-		if got, ok := parseDashed(appendDashed(nil, addr)); !addr.Is4In6() && (!ok || got != addr) {
-			t.Errorf("%s: %v %v", appendDashed(nil, addr), got, ok)
+		if got, ok := parseDashed(AppendDashed(nil, addr)); !addr.Is4In6() && (!ok || got != addr) {
+			t.Errorf("%s: %v %v", AppendDashed(nil, addr), got, ok)
 		}
 	}
 }
