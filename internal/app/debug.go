@@ -35,8 +35,14 @@ const (
 // revisionHeader says of which Revision a Snapshot is.
 const revisionHeader = "Endpointd-Revision"
 
-// debugHandler answers about the data plane: GET /snapshot (with ?applied the one in force), GET /status.
-func debugHandler(p *plane) http.Handler {
+// agentStatus is how an agent is, for people and programs.
+type agentStatus struct {
+	planeStatus
+	DNS *namesStatus `json:"dns,omitempty"` // none where there is to be no DNS server
+}
+
+// debugHandler answers about an agent: GET /snapshot (with ?applied the one in force), GET /status, and GET /queries, which goes on.
+func debugHandler(p *plane, d debugNames) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /snapshot", func(w http.ResponseWriter, r *http.Request) {
 		s, _ := p.runner.Applied()
@@ -57,8 +63,9 @@ func debugHandler(p *plane) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
-		_ = e.Encode(p.status()) // as above
+		_ = e.Encode(agentStatus{p.status(), d.status()}) // as above
 	})
+	mux.HandleFunc("GET /queries", d.queries)
 	return mux
 }
 
@@ -70,7 +77,8 @@ func serveDebug(ctx context.Context, dataDir string, h http.Handler, log *slog.L
 	}
 	return serveHTTP(ctx, l, &http.Server{
 		Handler: h, ReadHeaderTimeout: debugHeader, WriteTimeout: debugAnswer, IdleTimeout: debugAnswer, MaxHeaderBytes: 16 << 10,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return ctx }, // who follows something is told of the end
 	})
 }
 
@@ -119,7 +127,9 @@ func listenUnix(folder, name string) (net.Listener, error) {
 type DebugOptions struct {
 	DataDir string // of an agent, of the server beside whose folder it is, or of `up`
 	Node    string // of `up`; "" = the only one
-	What    string // "snapshot", "snapshot?applied" or "status"
+	What    string // "snapshot", "snapshot?applied", "status" or "queries?…"
+	// Follow is for an answer that goes on until ctx ends, which is no error then.
+	Follow bool
 }
 
 // debugPatience is how long an agent may take to begin its answer.
@@ -149,6 +159,9 @@ func Debug(ctx context.Context, o DebugOptions, w io.Writer) error {
 		return fmt.Errorf("data folder %s: no agent runs here: start one with endpointd node or endpointd up, or name its folder with --data-dir", folder)
 	}
 	if err != nil {
+		if o.Follow && ctx.Err() != nil {
+			return nil
+		}
 		return fmt.Errorf("agent of %s: %w", folder, err)
 	}
 	defer response.Body.Close() //nolint:errcheck // read only
@@ -156,7 +169,7 @@ func Debug(ctx context.Context, o DebugOptions, w io.Writer) error {
 		text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<10)) // the code says enough
 		return fmt.Errorf("agent of %s: %s", folder, strings.TrimSpace(string(text)))
 	}
-	if _, err := io.Copy(w, response.Body); err != nil {
+	if _, err := io.Copy(w, response.Body); err != nil && (!o.Follow || ctx.Err() == nil) {
 		return fmt.Errorf("agent of %s: its answer broke off: %w", folder, err)
 	}
 	return nil

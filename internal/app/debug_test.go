@@ -83,7 +83,7 @@ func TestDebug(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = l.Close() // what a killed agent leaves
-	go func() { ended <- serveDebug(ctx, dir, debugHandler(p), p.o.log) }()
+	go func() { ended <- serveDebug(ctx, dir, debugHandler(p, debugNames{}), p.o.log) }()
 	ask := func(what string) (string, error) {
 		var out strings.Builder
 		err := Debug(t.Context(), DebugOptions{DataDir: dir, What: what}, &out)

@@ -34,6 +34,8 @@ type NamesOptions struct {
 	ResolvConf string
 	// Clients may ask besides nodes and pods.
 	Clients []netip.Prefix
+	// Log has what fits be written to the log; nil = nothing.
+	Log *dnsserver.LogFilter
 }
 
 // namesOptions are those of names.
@@ -226,6 +228,13 @@ func (n *names) run(ctx context.Context) error {
 			cancel(fmt.Errorf("forwarder: %w", err))
 		}
 	})
+	if n.o.Log != nil {
+		work.Go(func() {
+			if err := n.server.Log(ctx, *n.o.Log); err != nil {
+				cancel(err)
+			}
+		})
+	}
 	err := n.server.Run(ctx)
 	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
 		err = cause

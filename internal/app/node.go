@@ -104,6 +104,7 @@ type agent struct {
 	pods      *watch.Store[*corev1.Pod]
 	own       ownPods
 	names     *names      // nil = there is no DNS server
+	noNames   error       // why there is none, if there was to be one
 	answering atomic.Bool // names answers from a Snapshot
 
 	work sync.WaitGroup

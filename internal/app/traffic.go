@@ -62,7 +62,7 @@ func (a *agent) runTraffic(ctx context.Context) {
 	}
 	a.run(ctx, "health checks", a.plane.serveHealth)
 	a.run(ctx, "debug socket", func(ctx context.Context) error {
-		return serveDebug(ctx, a.o.DataDir, debugHandler(a.plane), a.o.Logger)
+		return serveDebug(ctx, a.o.DataDir, debugHandler(a.plane, debugNames{a.names, a.noNames}), a.o.Logger)
 	})
 }
 

@@ -1,8 +1,13 @@
 package cli
 
 import (
+	"net/netip"
+	"net/url"
 	"path/filepath"
+	"strconv"
+	"time"
 
+	"github.com/miekg/dns"
 	"github.com/spf13/cobra"
 
 	"github.com/endpointd/endpointd/internal/app"
@@ -33,11 +38,59 @@ reason why not. It is the newest that the agent knows; --applied prints what is 
 	})
 	status := &cobra.Command{
 		Use:   "status",
-		Short: "Print how the data plane of this node is, as JSON",
+		Short: "Print how the data plane and the DNS server of this node are, as JSON",
 		Args:  cobra.NoArgs,
 	}
 	debugRun(status, streams, func() string { return "status" })
-	cmd.AddCommand(snapshot, status)
+	cmd.AddCommand(snapshot, status, newDebugQueries(streams))
+	return cmd
+}
+
+func newDebugQueries(streams IO) *cobra.Command {
+	var (
+		name    string
+		clients []string
+		rate    int
+		length  time.Duration
+		ranges  []netip.Prefix // of clients
+	)
+	cmd := &cobra.Command{
+		Use:   "queries",
+		Short: "Follow what is asked of this node's DNS server, and what it answers",
+		Long: `Follow what is asked of this node's DNS server: a line for each question and its answer, until Ctrl-C. Answers are not slower for it: lines that are
+too many, or come faster than they are read, are left out, and their number is said.`,
+		Example: "  endpointd debug queries --node node-1 --name default.svc.cluster.local --for 30s",
+		Args:    cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) error {
+			if _, ok := dns.IsDomainName(name); !ok && name != "" {
+				return flagError("name", "%q is no domain name, like default.svc.cluster.local", name)
+			}
+			if rate < 1 {
+				return flagError("rate", "%d lines a second are none", rate)
+			}
+			if length < 0 {
+				return flagError("for", "must not be negative")
+			}
+			var err error
+			ranges, err = parseClients("client", clients)
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&name, "name", "", "`suffix` of the names to show, label by label (default: all)")
+	flags.StringSliceVar(&clients, "client", nil, "`addresses` or ranges of the clients to show (default: all)")
+	flags.IntVar(&rate, "rate", 100, "lines a second at the most")
+	flags.DurationVar(&length, "for", 0, "how long; 0 is until Ctrl-C")
+	debugRun(cmd, streams, func() string {
+		q := url.Values{"rate": {strconv.Itoa(rate)}, "for": {length.String()}}
+		for _, r := range ranges {
+			q.Add("client", r.String())
+		}
+		if name != "" {
+			q.Set("name", name)
+		}
+		return "queries?" + q.Encode()
+	})
 	return cmd
 }
 
@@ -53,6 +106,6 @@ func debugRun(cmd *cobra.Command, streams IO, what func() string) {
 		}
 		ctx, stop := signalContext(cmd)
 		defer stop()
-		return app.Debug(ctx, app.DebugOptions{DataDir: dir, Node: node, What: what()}, streams.Out)
+		return app.Debug(ctx, app.DebugOptions{DataDir: dir, Node: node, What: what(), Follow: cmd.Name() == "queries"}, streams.Out)
 	}
 }

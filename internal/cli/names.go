@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"net/netip"
 	"strings"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 
 	"github.com/endpointd/endpointd/internal/app"
 	"github.com/endpointd/endpointd/internal/dns/forward"
+	"github.com/endpointd/endpointd/internal/dns/server"
 )
 
 // namesFlags say how names are answered.
@@ -17,6 +19,8 @@ type namesFlags struct {
 	clients    []string
 	resolvConf string
 	ttl        time.Duration
+	log        string
+	logClients []string
 }
 
 func (f *namesFlags) register(flags *pflag.FlagSet) {
@@ -24,6 +28,9 @@ func (f *namesFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.resolvConf, "resolv-conf", "/etc/resolv.conf", "`file` with this machine's name servers and search domains")
 	flags.StringSliceVar(&f.clients, "dns-allow", nil, "`ranges` of addresses that may ask besides the cluster's nodes and pods and this machine, with commas in between")
 	flags.DurationVar(&f.ttl, "dns-ttl", 5*time.Second, "how long clients may remember an address of a Service; the annotation endpointd.io/dns-ttl of a Service goes before it")
+	flags.StringVar(&f.log, "log-queries", "", "log DNS questions and their answers, at most 100 a second; with =`SUFFIX` those for names that end so")
+	flags.Lookup("log-queries").NoOptDefVal = "."
+	flags.StringSliceVar(&f.logClients, "log-clients", nil, "`addresses` or ranges of those whose questions are logged, with commas in between")
 }
 
 // noTTL is how [app.NamesOptions] says 0 s.
@@ -39,6 +46,9 @@ func (f *namesFlags) options() (app.NamesOptions, error) {
 	}
 	var err error
 	if o.Clients, err = parsePrefixes("dns-allow", f.clients); err != nil {
+		return o, err
+	}
+	if o.Log, err = logFilter(f.log, f.logClients); err != nil {
 		return o, err
 	}
 	for _, text := range f.upstreams {
@@ -62,4 +72,36 @@ func (f *namesFlags) options() (app.NamesOptions, error) {
 		}
 	}
 	return o, nil
+}
+
+// logFilter is nil if nothing is to be logged.
+func logFilter(suffix string, clients []string) (*server.LogFilter, error) {
+	if suffix == "" && len(clients) == 0 {
+		return nil, nil //nolint:nilnil // it is documented
+	}
+	if _, ok := dns.IsDomainName(suffix); !ok && suffix != "" {
+		return nil, flagError("log-queries", "%q is no domain name, like default.svc.cluster.local", suffix)
+	}
+	ranges, err := parseClients("log-clients", clients)
+	if err != nil {
+		return nil, err
+	}
+	return &server.LogFilter{Suffix: suffix, Clients: ranges}, nil
+}
+
+// parseClients reads addresses and ranges of them.
+func parseClients(flag string, texts []string) ([]netip.Prefix, error) {
+	var ranges []netip.Prefix
+	for _, text := range texts {
+		if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
+			ranges = append(ranges, netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen()))
+			continue
+		}
+		r, err := parsePrefixes(flag, []string{text})
+		if err != nil {
+			return nil, err
+		}
+		ranges = append(ranges, r...)
+	}
+	return ranges, nil
 }
