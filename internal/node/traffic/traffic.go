@@ -35,6 +35,9 @@ type Options struct {
 	// Set and Wait are those of a [dataplane.Runner].
 	Set  func(*model.Snapshot)
 	Wait func(ctx context.Context, revision uint64) error
+	// Programmed is told, after Set, of each Service that is not as it was because EndpointSlices say so, and when the oldest change was that had these
+	// be written, as far as their controller tells: mostly in whole seconds. It must not block. Nil = nobody.
+	Programmed func(s *model.Service, trigger time.Time)
 	// Peers returns when the other nodes have in force what EndpointSlices said up to a resourceVersion, or ctx ends. Nil = there are none.
 	Peers func(ctx context.Context, version uint64)
 
@@ -71,6 +74,7 @@ type Traffic struct {
 	built   uint64          // resourceVersion up to which slices are in current
 	facts   map[string]fact // UID of a pod → what this node knows better
 	own     map[sliceKey][]mention
+	late    triggers
 	turned  chan struct{} // closed when one of current, built and own changes, and replaced
 }
 
@@ -163,12 +167,14 @@ func (t *Traffic) build() {
 		t.mu.Unlock()
 		return
 	}
-	in, seen, was := t.in, t.seen, t.current
+	in, seen, was, triggers := t.in, t.seen, t.current, t.late
+	t.late = nil
 	t.mu.Unlock()
 	now := model.Build(in, was)
 	if now != was {
 		t.o.Set(now)
 	}
+	t.programmed(was, now, triggers)
 	t.mu.Lock()
 	t.current, t.built = now, seen
 	t.turn()
@@ -218,6 +224,7 @@ func (t *Traffic) sliceChanged(was, now *discoveryv1.EndpointSlice) {
 	t.change(func() {
 		if now != nil {
 			t.in = t.in.WithSlice(now)
+			t.triggered(now)
 			t.note(sliceKey{now.Namespace, now.Name}, t.mentions(now), versionOf(now.ResourceVersion))
 			return
 		}
