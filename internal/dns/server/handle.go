@@ -20,9 +20,6 @@ type request struct {
 	at     time.Time // when it was read
 }
 
-// bitAD is that of the header's fourth octet.
-const bitAD = 1 << 5
-
 // A verdict says what becomes of a request.
 type verdict uint8
 
@@ -39,9 +36,11 @@ type worker struct {
 	limit limiterState
 	bake  baker
 
-	q    wire.Query
-	r    wire.Response
-	size int // of the response at most
+	q      wire.Query
+	r      wire.Response
+	size   int    // of the response at most
+	cookie []byte // of the response; nil = none
+	tcp    bool
 	// vouched is whether the upstream says AD, to a client that wants to know (RFC 6840, section 5.8).
 	vouched bool
 
@@ -105,13 +104,11 @@ func (w *worker) begin(rq *request, out []byte) (good bool) {
 		ours = min(w.s.o.UDPSize(rq.client.Addr()), maxUDPReply)
 	}
 	w.size = w.q.Limit(rq.tcp, ours)
-	w.again(out)
-	if w.q.EDNS.Cookie == nil {
-		return false
+	w.tcp, w.cookie = rq.tcp, nil
+	if w.q.EDNS.Cookie != nil {
+		w.cookie, good = w.bake.cookie(&w.s.secrets, w.q.EDNS.Cookie, rq.client.Addr(), rq.at)
 	}
-	var cookie []byte
-	cookie, good = w.bake.cookie(&w.s.secrets, w.q.EDNS.Cookie, rq.client.Addr(), rq.at)
-	w.r.SetCookie(cookie)
+	w.again(out)
 	return good
 }
 
@@ -119,6 +116,10 @@ func (w *worker) begin(rq *request, out []byte) (good bool) {
 func (w *worker) again(out []byte) {
 	w.vouched = false
 	w.r.Begin(out, &w.q, w.size, defaultReply)
+	w.r.SetCookie(w.cookie)
+	if w.tcp {
+		w.r.SetKeepAlive(w.s.o.TCP.Idle)
+	}
 	if w.s.o.Forwarder != nil {
 		w.r.SetRecursionAvailable()
 	}
@@ -254,10 +255,8 @@ func (w *worker) askPod(ctx context.Context, z Zone, o zone.Outcome, rq *request
 
 // finish returns the response, counted and logged.
 func (w *worker) finish(rq *request) []byte {
+	w.r.SetAuthenticData(w.vouched)
 	reply := w.r.Finish()
-	if w.vouched {
-		reply[3] |= bitAD
-	}
 	w.count.reply(rq.tcp, w.q.Type, w.r.RCode(), w.r.Truncated())
 	if all := w.s.taps.all.Load(); all != nil {
 		w.hear(*all, rq, reply)

@@ -31,6 +31,8 @@ type EDNS struct {
 	DNSSECOK bool
 	// Cookie is the option of RFC 7873: 8 octets of the client, then 8 to 32 of a server or none; nil = no such option.
 	Cookie []byte
+	// KeepAlive is whether the client has the option of RFC 7828, and so wants to know how long its connection may be idle.
+	KeepAlive bool
 }
 
 // The bits of a header's third and fourth octet.
@@ -115,7 +117,10 @@ func (e *EDNS) parse(header, options []byte) bool {
 		if options = options[4:]; len(options) < n {
 			return false
 		}
-		if code == dns.EDNS0COOKIE && e.Cookie == nil {
+		switch {
+		case code == dns.EDNS0TCPKEEPALIVE: // its content is ignored: clients have none (RFC 7828, section 3.2.1)
+			e.KeepAlive = true
+		case code == dns.EDNS0COOKIE && e.Cookie == nil:
 			if n != 8 && (n < 16 || n > 40) { // RFC 7873, section 5.2.2
 				return false
 			}

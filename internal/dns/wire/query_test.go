@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"slices"
 	"strings"
 	"testing"
 
@@ -156,6 +157,10 @@ func compareQuery(t testing.TB, title string, packet []byte, q *Query) {
 		t.Errorf("%s: %+v, want %+v", title, got, m.Question)
 	}
 	opt := m.IsEdns0()
+	keepAlive := opt != nil && slices.ContainsFunc(opt.Option, func(o dns.EDNS0) bool { return o.Option() == dns.EDNS0TCPKEEPALIVE })
+	if keepAlive != q.EDNS.KeepAlive {
+		t.Errorf("%s: keepalive %v, want %v", title, q.EDNS.KeepAlive, keepAlive)
+	}
 	if (opt != nil) != q.EDNS.Present {
 		t.Errorf("%s: EDNS %+v, want %v", title, q.EDNS, opt)
 	}

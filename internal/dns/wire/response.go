@@ -2,7 +2,9 @@ package wire
 
 import (
 	"encoding/binary"
+	"math"
 	"net/netip"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -20,10 +22,11 @@ const (
 // QuestionAt is where the question's name is: the owner of most records.
 const QuestionAt = HeaderLen
 
-// optLen is the length of an OPT record without options, cookieLen of that option with 16 octets.
+// optLen is the length of an OPT record without options, the others are those of options: a cookie with 16 octets, and how long a connection is kept.
 const (
-	optLen    = 11
-	cookieLen = 4 + 16
+	optLen       = 11
+	cookieLen    = 4 + 16
+	keepAliveLen = 4 + 2
 )
 
 // A Response is a message that is being written. Owners of records are names that are in it already, given by their offset, which fits compression
@@ -37,6 +40,8 @@ type Response struct {
 	edns      EDNS
 	udpSize   uint16
 	cookie    []byte
+	keepAlive uint16 // in units of 100 ms
+	kept      bool   // it is said
 	truncated bool
 }
 
@@ -46,6 +51,9 @@ func (r *Response) Begin(dst []byte, q *Query, limit int, udpSize uint16) {
 	*r = Response{buf: dst[:0], limit: limit, edns: q.EDNS, udpSize: udpSize}
 	if q.EDNS.Present {
 		r.limit -= optLen + cookieLen
+	}
+	if q.EDNS.KeepAlive {
+		r.limit -= keepAliveLen
 	}
 	r.bits = bitQR | uint16(q.Opcode)<<11
 	if q.RecursionDesired {
@@ -84,6 +92,14 @@ func (r *Response) RCode() int { return r.rcode }
 // SetAuthoritative sets the bit AA.
 func (r *Response) SetAuthoritative() { r.bits |= bitAA }
 
+// SetAuthenticData sets the bit AD, or clears it.
+func (r *Response) SetAuthenticData(yes bool) {
+	r.bits &^= bitAD
+	if yes {
+		r.bits |= bitAD
+	}
+}
+
 // SetRecursionAvailable sets the bit RA.
 func (r *Response) SetRecursionAvailable() { r.bits |= bitRA }
 
@@ -95,6 +111,13 @@ func (r *Response) Truncated() bool { return r.truncated }
 
 // SetCookie has [Response.Finish] say a cookie of 16 octets, the client's and ours, if the client has EDNS. It is copied then.
 func (r *Response) SetCookie(cookie []byte) { r.cookie = cookie }
+
+// SetKeepAlive has [Response.Finish] say how long the connection may be idle (RFC 7828), if the client asked for that.
+// It is for TCP alone: over UDP it must not be said.
+func (r *Response) SetKeepAlive(idle time.Duration) {
+	r.kept = r.edns.KeepAlive
+	r.keepAlive = uint16(min(max(idle/(100*time.Millisecond), 0), math.MaxUint16))
+}
 
 // Len is the length so far: where the next record begins.
 func (r *Response) Len() int { return len(r.buf) }
@@ -125,6 +148,27 @@ func (r *Response) Add(s Section, owner int, rtype uint16, ttl uint32, rdata []b
 	r.buf = append(r.head(owner, rtype, ttl, len(rdata)), rdata...)
 	r.counts[s]++
 	return true
+}
+
+// AddNamed appends a record of class IN whose owner is not in the message: a name at or below the question's, which is then written but for
+// what both end in. at is where the owner is, for further records of it; 0 if the record did not fit.
+func (r *Response) AddNamed(s Section, owner []byte, rtype uint16, ttl uint32, rdata []byte) (at int) {
+	shared := nameLength(r.buf[QuestionAt:])
+	own := len(owner) - shared
+	if own <= 0 {
+		if r.Add(s, QuestionAt, rtype, ttl, rdata) {
+			return QuestionAt
+		}
+		return 0
+	}
+	if !r.room(s, QuestionAt, own+len(rdata)) {
+		return 0
+	}
+	at = len(r.buf)
+	r.buf = append(r.buf, owner[:own]...)
+	r.buf = append(r.head(QuestionAt, rtype, ttl, len(rdata)), rdata...)
+	r.counts[s]++
+	return at
 }
 
 // AddAddr appends an A or AAAA record.
@@ -171,13 +215,18 @@ func (r *Response) AddSOA(s Section, owner int, ttl uint32, soa *SOA) bool {
 	if !r.room(s, owner, n) {
 		return false
 	}
-	r.buf = r.head(owner, dns.TypeSOA, ttl, n)
-	r.buf = append(append(r.buf, soa.MName...), soa.RName...)
-	for _, n := range [...]uint32{soa.Serial, soa.Refresh, soa.Retry, soa.Expire, soa.Minimum} {
-		r.buf = binary.BigEndian.AppendUint32(r.buf, n)
-	}
+	r.buf = soa.Append(r.head(owner, dns.TypeSOA, ttl, n))
 	r.counts[s]++
 	return true
+}
+
+// Append appends it as it is on the wire.
+func (soa *SOA) Append(dst []byte) []byte {
+	dst = append(append(dst, soa.MName...), soa.RName...)
+	for _, n := range [...]uint32{soa.Serial, soa.Refresh, soa.Retry, soa.Expire, soa.Minimum} {
+		dst = binary.BigEndian.AppendUint32(dst, n)
+	}
+	return dst
 }
 
 // Raw lends what was written so far, and takes it back with whole records appended to it by the caller, counted by section.
@@ -226,11 +275,17 @@ func (r *Response) Finish() []byte {
 		}
 		options := 0
 		if len(r.cookie) == cookieLen-4 {
-			options = cookieLen
+			options += cookieLen
+		}
+		if r.kept {
+			options += keepAliveLen
 		}
 		r.buf = append(r.buf, 0, 0, byte(dns.TypeOPT), byte(r.udpSize>>8), byte(r.udpSize), byte(r.rcode>>4), 0, flags, 0, 0, byte(options))
-		if options > 0 {
+		if len(r.cookie) == cookieLen-4 {
 			r.buf = append(append(r.buf, 0, dns.EDNS0COOKIE, 0, cookieLen-4), r.cookie...)
+		}
+		if r.kept {
+			r.buf = append(r.buf, 0, dns.EDNS0TCPKEEPALIVE, 0, keepAliveLen-4, byte(r.keepAlive>>8), byte(r.keepAlive))
 		}
 		r.counts[Additional]++
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -139,6 +140,92 @@ func TestResponseBack(t *testing.T) {
 }
 
 // TestFarOwner: what compression cannot point to owns no record.
+// TestKeepAlive: who asks for it is told how long a connection may be idle, in tenths of a second, and nobody else.
+func TestKeepAlive(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		options []dns.EDNS0
+		idle    time.Duration
+		want    int // -1 = no option
+	}{
+		{[]dns.EDNS0{&dns.EDNS0_TCP_KEEPALIVE{Code: dns.EDNS0TCPKEEPALIVE}}, 10 * time.Second, 100},
+		{[]dns.EDNS0{&dns.EDNS0_TCP_KEEPALIVE{Code: dns.EDNS0TCPKEEPALIVE}}, -time.Second, 0},
+		{[]dns.EDNS0{&dns.EDNS0_TCP_KEEPALIVE{Code: dns.EDNS0TCPKEEPALIVE}, cookie("0102030405060708")}, 10 * time.Hour, 65535},
+		{[]dns.EDNS0{cookie("0102030405060708")}, time.Second, -1},
+	} {
+		q := parsed(t, question(t, "a.example.", c.options...))
+		var r Response
+		r.Begin(nil, q, 512, 512)
+		r.SetCookie([]byte("0123456789abcdef"))
+		r.SetKeepAlive(c.idle)
+		full := false
+		for !full {
+			full = !r.AddAddr(Answer, QuestionAt, 1, netip.MustParseAddr("192.0.2.1"))
+		}
+		m := respond(t, fmt.Sprint(c.idle), q, &r)
+		got := -1
+		for _, o := range m.IsEdns0().Option {
+			if k, ok := o.(*dns.EDNS0_TCP_KEEPALIVE); ok {
+				got = int(k.Timeout)
+			}
+		}
+		if got != c.want || len(m.IsEdns0().Option) != 1+min(got+1, 1) {
+			t.Errorf("%v: %v", c.idle, m)
+		}
+		if n := r.Len(); n > 512 || n < 512-16-11-20-6 {
+			t.Errorf("%d octets", n)
+		}
+	}
+}
+
+func TestAuthenticData(t *testing.T) {
+	t.Parallel()
+	q := parsed(t, question(t, "a.example."))
+	for _, set := range [][]bool{{}, {true}, {true, false}, {false, true}} {
+		var r Response
+		r.Begin(nil, q, 512, 512)
+		for _, yes := range set {
+			r.SetAuthenticData(yes)
+		}
+		var m dns.Msg
+		if err := m.Unpack(r.Finish()); err != nil || m.AuthenticatedData != (len(set) > 0 && set[len(set)-1]) {
+			t.Errorf("%v: %v %v", set, err, &m)
+		}
+	}
+}
+
+// TestNamed: an owner that is not in the message is written, and others can point to it.
+func TestNamed(t *testing.T) {
+	t.Parallel()
+	q := parsed(t, question(t, "Zone.Example."))
+	var r Response
+	r.Begin(nil, q, 200, 512)
+	two := netip.MustParseAddr("192.0.2.2")
+	addr := netip.MustParseAddr("192.0.2.1").AsSlice()
+	if at := r.AddNamed(Answer, wireName(t, "zone.example."), dns.TypeA, 1, addr); at != QuestionAt {
+		t.Errorf("the question's name is at %d", at)
+	}
+	at := r.AddNamed(Answer, wireName(t, "b.a.zone.example."), dns.TypeA, 2, addr)
+	r.AddAddr(Answer, at, 3, two)
+	want := []string{
+		"Zone.Example. 1 IN A 192.0.2.1", "b.a.Zone.Example. 2 IN A 192.0.2.1", "b.a.Zone.Example. 3 IN A 192.0.2.2",
+	}
+	mark := r.Mark()
+	for n := 0; ; n++ {
+		before := r.Len()
+		if r.AddNamed(Answer, wireName(t, fmt.Sprintf("n%d.zone.example.", n)), dns.TypeA, 4, addr) == 0 {
+			if r.Len() != before || !r.Truncated() || n == 0 {
+				t.Errorf("%d octets after %d, truncated: %v", r.Len(), before, r.Truncated())
+			}
+			break
+		}
+	}
+	r.Back(mark)
+	if m := respond(t, "names", q, &r); m.Truncated || !slices.Equal(lines(m.Answer...), want) {
+		t.Errorf("%v", m)
+	}
+}
+
 func TestFarOwner(t *testing.T) {
 	t.Parallel()
 	q := parsed(t, question(t, "a.example."))

@@ -33,7 +33,9 @@
 // nibble is made of such zones too, so that there everything is NODATA: no SOA above the name is ours. Before the first Snapshot, every
 // reverse name might be.
 //
-// It refuses to know sockets, time and the API, to forward, to transfer zones, and to answer classes other than IN.
+// A transfer ([Zone.Transfer]) has all of the domain but pods, of which no Snapshot knows all. Reverse zones are not transferred.
+//
+// It refuses to know sockets, time and the API, to forward, to decide who may ask, and to answer classes other than IN.
 //
 // How to test: go test ./internal/dns/zone. testdata holds a .txtar for each behaviour: objects and questions, and the answers as dig prints them;
 // -update writes these. The walk compares Next with a new Zone, and answers with those of a simpler program, over random Services. FuzzAnswer

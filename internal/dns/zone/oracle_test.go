@@ -25,10 +25,10 @@ type oracle struct {
 
 const domain = "cluster.local."
 
-func newOracle(s *model.Snapshot) *oracle {
+func newOracle(s *model.Snapshot, serial uint32) *oracle {
 	o := &oracle{records: map[string]map[string][]string{}, ttl: map[string]int{}, negative: map[string]int{}, network: s.Network}
 	o.above, o.zones = map[string]bool{}, map[string]string{}
-	soa := "ns.dns.cluster.local. hostmaster.cluster.local. 1000000000 7200 1800 86400 5"
+	soa := fmt.Sprintf("ns.dns.cluster.local. hostmaster.cluster.local. %d 30 10 86400 5", serial)
 	o.add(domain, 5, "SOA", soa)
 	o.add(domain, 5, "NS", "ns.dns.cluster.local.")
 	o.add("dns-version."+domain, 28800, "TXT", `"1.1.0"`)

@@ -8,10 +8,10 @@ import (
 	"github.com/endpointd/endpointd/internal/dns/wire"
 )
 
-// Times of the SOA, in seconds, as CoreDNS has them. Nobody transfers the zone, so that only the negative TTL means something.
+// Times of the SOA, in seconds. They are for servers that transfer the zone, whose answers are as old: nobody tells them of changes.
 const (
-	refresh = 7200
-	retry   = 1800
+	refresh = 30
+	retry   = 10
 	expire  = 86400
 )
 
@@ -21,10 +21,16 @@ func (a *answer) soa(s wire.Section, owner int, negative uint32) {
 	if s == wire.Authority {
 		ttl = negative // RFC 2308, section 3
 	}
-	a.r.AddSOA(s, owner, ttl, &wire.SOA{
-		MName: a.server, RName: a.mailbox,
-		Serial: a.serial, Refresh: refresh, Retry: retry, Expire: expire, Minimum: negative,
-	})
+	content := a.start(negative)
+	a.r.AddSOA(s, owner, ttl, &content)
+}
+
+// start is the content of the SOA, the start of authority.
+func (z *Zone) start(negative uint32) wire.SOA {
+	return wire.SOA{
+		MName: z.server, RName: z.mailbox,
+		Serial: z.serial, Refresh: refresh, Retry: retry, Expire: expire, Minimum: negative,
+	}
 }
 
 // negative says that there is no such record.

@@ -83,7 +83,8 @@ func dump(z *Zone) string {
 // consult puts all questions to a Zone and to the oracle.
 func consult(t *testing.T, d dice, s *model.Snapshot, z *Zone) {
 	t.Helper()
-	o := newOracle(s)
+	o := newOracle(s, z.Serial())
+	transferred(t, z, o)
 	for _, name := range o.names() {
 		if !d.one(3) {
 			continue // another step asks for it
@@ -318,7 +319,7 @@ func FuzzAnswer(f *testing.F) {
 	in = in.WithNetwork(model.Network{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}, ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("fd02::/63")}})
 	s := model.Build(in, nil)
 	z, empty := newZone(f).Next(s), newZone(f)
-	for i, name := range newOracle(s).names() {
+	for i, name := range newOracle(s, 0).names() {
 		if i%23 == 0 { // more would keep a fuzzer busy
 			f.Add(asked(f, name, []uint16{dns.TypeA, dns.TypeSRV, dns.TypeANY, dns.TypePTR, dns.TypeNS}[i%5]), uint64(i), i%2 == 0)
 		}

@@ -105,13 +105,16 @@ func seconds(d time.Duration) uint32 {
 // Next is the Zone of a Snapshot. z stays as it is. It costs in proportion to the changes since z's Snapshot, if that is not much older. Calls
 // for Zones that come of one New must not be at the same time.
 //
-// The serial of the SOA is the time of the change in seconds, and several changes in a second share one: so it does not go back when the process
-// starts again, and is about the same on all nodes. Nobody transfers the zone, so no more is needed.
+// The serial of the SOA is the time in hundredths of a second, so that it does not go back when the process starts again, and is about the same on
+// all nodes; each Zone's is later than that of the one before (RFC 1982), so that who has transferred the zone sees that it is another.
 func (z *Zone) Next(s *model.Snapshot) *Zone {
 	if s == nil || s == z.snapshot {
 		return z
 	}
-	next := &Zone{constants: z.constants, snapshot: s, serial: max(z.serial, uint32(max(z.now().Unix(), 1))), cuts: z.cuts}
+	next := &Zone{constants: z.constants, snapshot: s, serial: uint32(z.now().UnixMilli() / 10), cuts: z.cuts} //nolint:gosec // it goes round
+	if z.snapshot != nil && int32(next.serial-z.serial) <= 0 {                                                 //nolint:gosec // RFC 1982, section 3.2
+		next.serial = z.serial + 1
+	}
 	if z.snapshot == nil || !sameRanges(&s.Network, &z.snapshot.Network) {
 		next.cuts = cutsOf(&s.Network)
 	}

@@ -59,17 +59,20 @@ func TestTTL(t *testing.T) {
 	}
 }
 
-// TestSerial: it is the time of the last change, and does not go back if the clock does.
+// TestSerial: it is the time of the last change in hundredths of a second, and later than the one before whatever the clock says.
 func TestSerial(t *testing.T) {
 	t.Parallel()
-	now := int64(1000)
-	z, err := New(Options{Domain: "cluster.local", Now: func() time.Time { return time.Unix(now, 0) }})
+	const wrap = 1 << 32
+	var now int64
+	z, err := New(Options{Domain: "cluster.local", Now: func() time.Time { return time.UnixMilli(10 * now) }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	in := model.Input{}
 	s := model.Build(in, nil)
-	for i, step := range []struct{ now, want int64 }{{1000, 1000}, {1000, 1000}, {1001, 1001}, {900, 1001}, {1002, 1002}} {
+	for i, step := range []struct{ now, want int64 }{
+		{1000, 1000}, {1000, 1001}, {1001, 1002}, {900, 1003}, {1004, 1004}, {1 << 31, 1 << 31}, {wrap - 1, wrap - 1}, {wrap - 1, 0}, {wrap + 5, 5}, {wrap - 9, 6},
+	} {
 		now = step.now
 		z = z.Next(s)
 		if got := soa(t, z, domain); int64(got.Serial) != step.want {
