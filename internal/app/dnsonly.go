@@ -78,7 +78,8 @@ func (o *DNSOptions) serve(ctx context.Context, n *names, client kubernetes.Inte
 				close(ready)
 			}
 		},
-		Wait: func(context.Context, uint64) error { return nil },
+		Wait:       func(context.Context, uint64) error { return nil },
+		Programmed: n.programmed,
 		NodeChanged: func(was, now *corev1.Node) {
 			if was == nil || now == nil || !samePeer(was, now) {
 				n.setNodes(t.Nodes().List())

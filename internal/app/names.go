@@ -158,6 +158,13 @@ func (n *names) set(s *model.Snapshot) {
 	n.allow()
 }
 
+// programmed counts how long a change took from the API to the zone that answers so. Of a Service with an address no answer says what its endpoints are.
+func (n *names) programmed(s *model.Service, trigger time.Time) {
+	if s.Kind == model.Headless {
+		n.server.Programmed(time.Since(trigger))
+	}
+}
+
 // setNodes says which addresses the nodes have.
 func (n *names) setNodes(nodes []*corev1.Node) {
 	var addrs []netip.Addr

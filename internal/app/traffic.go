@@ -43,6 +43,9 @@ func (a *agent) lead() {
 	if !o.ProxyOnly {
 		options.ServiceChanged, options.Peers = a.objects.serviceChanged, a.askPeers()
 	}
+	if a.names != nil {
+		options.Programmed = a.names.programmed
+	}
 	a.traffic = traffic.New(options)
 	a.nodes = a.traffic.Nodes()
 }

@@ -95,12 +95,15 @@ func rcodeNames() [rcodeSlots]string {
 	return [...]string{"NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "BADVERS", "other"}
 }
 
-// histogramBounds are the upper bounds of the buckets, in microseconds.
+// histogramBounds are the upper bounds of the buckets, in microseconds. Those above 5 s are for changes that came when the API did.
 func histogramBounds() [histogramSlots]int64 {
-	return [...]int64{50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000}
+	return [...]int64{
+		50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+		10_000_000, 30_000_000, 60_000_000, 300_000_000,
+	}
 }
 
-const histogramSlots = 16
+const histogramSlots = 20
 
 // A histogram counts durations.
 type histogram struct {

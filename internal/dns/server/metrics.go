@@ -53,7 +53,9 @@ func (s *Server) WriteMetrics(w io.Writer) error {
 	m.histogram(took, s.histogram(func(c *counters) *histogram { return &c.atOnce }), "path", "at_once")
 	m.histogram(took, s.histogram(func(c *counters) *histogram { return &c.waited }), "path", "waited")
 	const programming = "endpointd_dns_programming_duration_seconds"
-	m.family(programming, "histogram", "Time from a change in the API to the first answer that says it.")
+	m.family(programming, "histogram", "Time from a change of a headless Service's endpoints to the zone that answers so. "+
+		"When the change was is what its EndpointSlices say in the annotation endpoints.kubernetes.io/last-change-trigger-time, mostly in whole seconds: "+
+		"so up to 1 s of it may be none.")
 	m.histogram(programming, &s.programming)
 	if f, ok := s.o.Forwarder.(forwarder); ok {
 		f.writeMetrics(m)
