@@ -8,7 +8,8 @@
 // connection has one goroutine, and its requests that wait use the same pool.
 //
 // Names of the zone come from the zone and nothing is kept of them. localhost, invalid and onion are answered here; private reverse zones are
-// forwarded if they are not the cluster's. Other classes than IN (version.bind), and transfers of the zone, are refused.
+// forwarded if they are not the cluster's. Other classes than IN (version.bind) are refused, and so are transfers of the zone, but for who may: the
+// records of one Zone go over TCP in messages of 16 KiB, made as the client takes them.
 //
 // Invariants:
 //   - What is answered at once is answered without allocating and without a lock, but for names of pods that the API was asked for.

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"iter"
 	"net/netip"
 	"strings"
 	"sync"
@@ -75,6 +76,10 @@ func (z fakeZone) Search(dst, name []byte, namespace string) ([]byte, bool) {
 	}
 	return dst, false
 }
+
+func (z fakeZone) Transfer([]byte) (iter.Seq[zone.Record], int) { return nil, dns.RcodeNotAuth }
+
+func (z fakeZone) Serial() uint32 { return 0 }
 
 func (z fakeZone) Namespace(netip.Addr) (string, bool) { return "ns", true }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"iter"
 	"math/rand/v2"
 	"net/netip"
 	"time"
@@ -27,6 +28,7 @@ const (
 	drop  verdict = iota // nobody is answered
 	ready                // the response is whole: see worker.finish
 	wait                 // somebody has to be asked; until then the response says what holds if nobody can be
+	many                 // it takes many messages: those of worker.records
 )
 
 // A worker turns requests into responses, one at a time, in memory that it has. It belongs to one goroutine.
@@ -43,6 +45,7 @@ type worker struct {
 	tcp    bool
 	// vouched is whether the upstream says AD, to a client that wants to know (RFC 6840, section 5.8).
 	vouched bool
+	records iter.Seq[zone.Record] // of a transfer
 
 	// For names that the client did not ask for, but that answer it.
 	other    wire.Query
@@ -128,8 +131,10 @@ func (w *worker) again(out []byte) {
 // resolve answers a request that is well formed and allowed. If not patient, it does not block.
 func (w *worker) resolve(ctx context.Context, rq *request, out []byte, patient bool) verdict {
 	switch {
-	case w.q.Class != dns.ClassINET, w.q.Type == dns.TypeAXFR, w.q.Type == dns.TypeIXFR:
+	case w.q.Class != dns.ClassINET:
 		return w.fail(dns.RcodeRefused)
+	case w.q.Type == dns.TypeAXFR, w.q.Type == dns.TypeIXFR:
+		return w.transfer(rq)
 	case isMeta(w.q.Type):
 		return w.fail(dns.RcodeNotImplemented)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"runtime"
@@ -24,6 +25,10 @@ type Zone interface {
 	Search(dst, name []byte, namespace string) (rest []byte, ok bool)
 	// Namespace is that of the pod with this address.
 	Namespace(client netip.Addr) (string, bool)
+	// Transfer has the records of the zone with this name, the SOA first, or says why not by an RCODE. What comes is good until the next.
+	Transfer(zone []byte) (records iter.Seq[zone.Record], rcode int)
+	// Serial of the zone.
+	Serial() uint32
 }
 
 // A Forwarder answers for all other names: see [Forward]. Calls come from many goroutines at once; a query and its slices are the caller's again when a call has ended.
@@ -59,6 +64,8 @@ type Options struct {
 
 	// Allow says who may ask; nil is loopback only. It is called for each request, and must be fast.
 	Allow func(client netip.Addr) bool
+	// Transfer says who of those who may ask may also transfer the zone; nil is nobody.
+	Transfer func(client netip.Addr) bool
 	// DropOthers is silent towards others, where the default is REFUSED.
 	DropOthers bool
 	// UDPSize is how long a UDP response to a client may be, at most 4096; nil is 1232 for everybody. Less than 512 is 512.

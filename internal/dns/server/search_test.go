@@ -89,6 +89,21 @@ func TestSearchOfStrangers(t *testing.T) {
 	}
 }
 
+// TestSearchWithCookie: who shows a cookie gets one, also if the answer took more than one name.
+func TestSearchWithCookie(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, Options{Forwarder: newFakeForwarder(t)})
+	for _, name := range []string{"www.example.ns.svc.cluster.test.", "web.ns.svc.cluster.test.", "web.ns.ns.svc.cluster.test."} {
+		m := question(name, dns.TypeA)
+		m.SetEdns0(1232, false)
+		m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0102030405060708"}}
+		r := b.patiently(m)
+		if opt := r.IsEdns0(); opt == nil || len(opt.Option) != 1 {
+			t.Errorf("no cookie in %v", r)
+		}
+	}
+}
+
 // TestForwardedAndTruncated has an answer of others that does not fit UDP.
 func TestForwardedAndTruncated(t *testing.T) {
 	t.Parallel()

@@ -182,6 +182,9 @@ func (c *stream) one(j *streamJob, n int) bool {
 		}
 		<-c.waiting
 		j.w.count.overloaded.Add(1)
+	case many:
+		defer c.s.streamJobs.Put(j)
+		return c.transfer(j, rq)
 	}
 	defer c.s.streamJobs.Put(j)
 	ok := c.write(j, j.w.finish(rq))
@@ -204,15 +207,17 @@ func (c *stream) later(j *streamJob, rq *request) {
 	})
 }
 
-// write sends a response. A connection that does not take it in time is closed, as half of one may have gone.
+// write sends a response that was written to the job's memory, or has outgrown it.
 func (c *stream) write(j *streamJob, reply []byte) bool {
-	frame := j.out[:]
-	if &reply[0] == &frame[2] {
-		frame = frame[:2+len(reply)]
-	} else {
-		frame = append(make([]byte, 2, 2+len(reply)), reply...)
+	if &reply[0] == &j.out[2] {
+		return c.send(j.out[:2+len(reply)])
 	}
-	binary.BigEndian.PutUint16(frame, uint16(len(reply)))
+	return c.send(append(make([]byte, 2, 2+len(reply)), reply...))
+}
+
+// send sends a message behind room for its length. A connection that does not take it in time is closed, as half of one may have gone.
+func (c *stream) send(frame []byte) bool {
+	binary.BigEndian.PutUint16(frame, uint16(len(frame)-2))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	err := c.conn.SetWriteDeadline(time.Now().Add(c.s.o.TCP.Transfer))
