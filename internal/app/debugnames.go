@@ -83,7 +83,7 @@ func (n *names) status() *namesStatus {
 		s.Revision, s.Services = now.Revision, now.Len()
 	}
 	problem(s.Revision == 0, "the API has not told everything yet, so the cluster's names are answered with SERVFAIL")
-	others := false
+	_, others := n.o.Upstreams["."] // or it was said that there are none
 	for _, u := range n.forwarder.Upstreams() {
 		others = others || slices.Contains(u.Domains, ".")
 		s.Upstreams = append(s.Upstreams, namesUpstream{

@@ -199,7 +199,9 @@ func (u *up) compose() {
 		n := &s.Nodes[i]
 		n.Args = []string{"endpointd", "node", "--kubeconfig", u.nodeKubeconfig(n.Name), "--name", n.Name, "--data-dir", sandbox.NodeDir(u.DataDir, n.Name),
 			"--node-ip", joinText(n.Addrs), "--pod-cidr", joinText(n.PodCIDRs), "--cluster-dns", sandbox.DNS(u.ServiceCIDRs[0]).String(),
-			"--cluster-cidr", joinText(u.PodCIDRs), "--data-plane", string(u.DataPlane), "--dns-allow", joinText(outside)}
+			"--cluster-cidr", joinText(u.PodCIDRs), "--data-plane", string(u.DataPlane), "--dns-allow", joinText(outside),
+			// There is no way out, so nobody to ask: some resolvers would wait until they give up if that were not said.
+			"--dns-upstream", "none"}
 		if u.Images != "" {
 			n.Args = append(n.Args, "--images", u.Images)
 		}

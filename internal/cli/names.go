@@ -24,7 +24,7 @@ type namesFlags struct {
 }
 
 func (f *namesFlags) register(flags *pflag.FlagSet) {
-	flags.StringArrayVar(&f.upstreams, "dns-upstream", nil, "who is asked for names that are not the cluster's: [DOMAIN=]`ADDRESS[,ADDRESS]`, also tls://ADDRESS#NAME; once for each domain (default: the name servers of --resolv-conf)")
+	flags.StringArrayVar(&f.upstreams, "dns-upstream", nil, "who is asked for names that are not the cluster's: [DOMAIN=]`ADDRESS[,ADDRESS]`, also tls://ADDRESS#NAME, or none if there are no such names; once for each domain (default: the name servers of --resolv-conf)")
 	flags.StringVar(&f.resolvConf, "resolv-conf", "/etc/resolv.conf", "`file` with this machine's name servers and search domains")
 	flags.StringSliceVar(&f.clients, "dns-allow", nil, "`ranges` of addresses that may ask besides the cluster's nodes and pods and this machine, with commas in between")
 	flags.DurationVar(&f.ttl, "dns-ttl", 5*time.Second, "how long clients may remember an address of a Service; the annotation endpointd.io/dns-ttl of a Service goes before it")
@@ -32,6 +32,9 @@ func (f *namesFlags) register(flags *pflag.FlagSet) {
 	flags.Lookup("log-queries").NoOptDefVal = "."
 	flags.StringSliceVar(&f.logClients, "log-clients", nil, "`addresses` or ranges of those whose questions are logged, with commas in between")
 }
+
+// noUpstream is given instead of addresses for a domain in which there is nothing.
+const noUpstream = "none"
 
 // noTTL is how [app.NamesOptions] says 0 s.
 const noTTL = -1
@@ -62,6 +65,10 @@ func (f *namesFlags) options() (app.NamesOptions, error) {
 		domain = dns.CanonicalName(domain)
 		if _, twice := o.Upstreams[domain]; twice {
 			return o, flagError("dns-upstream", "%s is there twice: write all its addresses with commas in between", domain)
+		}
+		if list == noUpstream {
+			o.Upstreams[domain] = []forward.Upstream{}
+			continue
 		}
 		for item := range strings.SplitSeq(list, ",") {
 			u, err := forward.ParseUpstream(item)

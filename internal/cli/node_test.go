@@ -41,7 +41,15 @@ func TestNodeFlags(t *testing.T) {
 		"true true nftables true [10.244.0.0/16 fd00:244::/56] true\n"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
+	o, err = parseNode(t, "--kubeconfig", "f", "--dns-upstream", "none", "--dns-upstream", "corp.example=10.0.0.53,tls://10.0.0.54#dns.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if others, set := o.Names.Upstreams["."]; !set || len(others) > 0 || len(o.Names.Upstreams["corp.example."]) != 2 {
+		t.Errorf("upstreams %v", o.Names.Upstreams)
+	}
 	for _, test := range []struct{ args, want string }{
+		{"--kubeconfig f --dns-upstream none,10.0.0.53", "--dns-upstream: "},
 		{"", "--kubeconfig: must be given"},
 		{"--kubeconfig f --data-plane iptables", `--data-plane: "iptables" is none of auto, ebpf, nftables`},
 		{"--kubeconfig f --nodeport-addresses eth0", `--nodeport-addresses: "eth0" is neither an address range`},
