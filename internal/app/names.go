@@ -34,6 +34,8 @@ type NamesOptions struct {
 	ResolvConf string
 	// Clients may ask besides nodes and pods.
 	Clients []netip.Prefix
+	// Transfers may ask, too, and transfer the cluster's zone.
+	Transfers []netip.Prefix
 	// Log has what fits be written to the log; nil = nothing.
 	Log *dnsserver.LogFilter
 }
@@ -71,7 +73,8 @@ type clients struct {
 // newNames binds the addresses. Until the first Snapshot the cluster's names are answered with SERVFAIL.
 func newNames(ctx context.Context, o namesOptions) (*names, error) {
 	n := &names{o: o}
-	n.clients.Store(&clients{all: o.Clients})
+	n.o.Clients = slices.Concat(o.Clients, o.Transfers)
+	n.clients.Store(&clients{all: n.o.Clients})
 	empty, err := zone.New(zone.Options{Domain: o.Domain, TTL: o.TTL, Servers: o.servers})
 	if err != nil {
 		return nil, err
@@ -86,7 +89,7 @@ func newNames(ctx context.Context, o namesOptions) (*names, error) {
 	}
 	n.server, err = dnsserver.New(ctx, dnsserver.Options{
 		Listen: o.Listen, Zone: empty, Forwarder: dnsserver.Forward(n.forwarder), Searches: searches,
-		Limits: dnsserver.Limits{Own: o.pods, Exempt: n.exempt()}, Allow: n.mayAsk, UDPSize: n.udpSize, Namespace: n.namespace, PodExists: o.podExists, Logger: o.log,
+		Limits: dnsserver.Limits{Own: o.pods, Exempt: n.exempt()}, Allow: n.mayAsk, Transfer: n.mayTransfer, UDPSize: n.udpSize, Namespace: n.namespace, PodExists: o.podExists, Logger: o.log,
 	})
 	if err != nil {
 		return nil, err
@@ -202,6 +205,9 @@ func (n *names) mayAsk(client netip.Addr) bool {
 	_, isNode := c.nodes[client]
 	return isNode
 }
+
+// mayTransfer is for who was named: a zone says what there is in all namespaces.
+func (n *names) mayTransfer(client netip.Addr) bool { return contains(n.o.Transfers, client) }
 
 // UDP responses to this node's pods cross no wire, so that they may be long; others get what passes everywhere (DNS Flag Day 2020).
 const (

@@ -23,7 +23,7 @@ func newDNS(streams IO) *cobra.Command {
 		Long: `Answer DNS questions for the Services, endpoints and pods of any Kubernetes cluster, in the place of CoreDNS or beside it. A change is in the
 next answer. Other names are asked of the upstreams. It only reads: Services, EndpointSlices, Nodes, ServiceCIDRs and pods.
 
-Who may ask are the cluster's pods and nodes, this machine, and --dns-allow.
+Who may ask are the cluster's pods and nodes, this machine, and --dns-allow. The zone is transferred to those of --dns-transfer alone.
 
 When it has read everything, one line on standard output says so:
 

@@ -17,6 +17,7 @@ import (
 type namesFlags struct {
 	upstreams  []string
 	clients    []string
+	transfers  []string
 	resolvConf string
 	ttl        time.Duration
 	log        string
@@ -27,6 +28,7 @@ func (f *namesFlags) register(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&f.upstreams, "dns-upstream", nil, "who is asked for names that are not the cluster's: [DOMAIN=]`ADDRESS[,ADDRESS]`, also tls://ADDRESS#NAME, or none if there are no such names; once for each domain (default: the name servers of --resolv-conf)")
 	flags.StringVar(&f.resolvConf, "resolv-conf", "/etc/resolv.conf", "`file` with this machine's name servers and search domains")
 	flags.StringSliceVar(&f.clients, "dns-allow", nil, "`ranges` of addresses that may ask besides the cluster's nodes and pods and this machine, with commas in between")
+	flags.StringSliceVar(&f.transfers, "dns-transfer", nil, "`ranges` of addresses that may ask, and transfer the cluster's zone (AXFR), with commas in between")
 	flags.DurationVar(&f.ttl, "dns-ttl", 5*time.Second, "how long clients may remember an address of a Service; the annotation endpointd.io/dns-ttl of a Service goes before it")
 	flags.StringVar(&f.log, "log-queries", "", "log DNS questions and their answers, at most 100 a second; with =`SUFFIX` those for names that end so")
 	flags.Lookup("log-queries").NoOptDefVal = "."
@@ -49,6 +51,9 @@ func (f *namesFlags) options() (app.NamesOptions, error) {
 	}
 	var err error
 	if o.Clients, err = parsePrefixes("dns-allow", f.clients); err != nil {
+		return o, err
+	}
+	if o.Transfers, err = parsePrefixes("dns-transfer", f.transfers); err != nil {
 		return o, err
 	}
 	if o.Log, err = logFilter(f.log, f.logClients); err != nil {
