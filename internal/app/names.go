@@ -137,17 +137,33 @@ func (n *names) upstreams() (all map[string][]forward.Upstream, searches []strin
 				n.o.log.Warn("name server left out", "file", n.o.ResolvConf, "err", err)
 				continue
 			}
-			if !slices.Contains(n.own(), u.Addr) {
-				all["."] = append(all["."], u)
+			if n.isOwn(u.Addr) {
+				n.o.log.Info("name server left out: it is this one", "file", n.o.ResolvConf, "upstream", u)
+				continue
 			}
+			all["."] = append(all["."], u)
+		}
+		if all["."] == nil {
+			n.o.log.Warn("this machine has no other name server: names that are not the cluster's are not resolved; name one with --dns-upstream", "file", n.o.ResolvConf)
 		}
 	}
 	for _, domain := range config.Search {
+		if _, ok := dns.IsDomainName(domain); !ok {
+			n.o.log.Warn("search domain left out: it is no name", "file", n.o.ResolvConf, "domain", domain)
+			continue
+		}
 		if !dns.IsSubDomain(dns.Fqdn(n.o.Domain), dns.Fqdn(domain)) && domain != "." {
 			searches = append(searches, domain)
 		}
 	}
 	return all, searches, nil
+}
+
+// isOwn says whether we answer at an address. Who listens on all addresses does so on those of loopback, too.
+func (n *names) isOwn(addr netip.AddrPort) bool {
+	return slices.ContainsFunc(n.own(), func(own netip.AddrPort) bool {
+		return own == addr || own.Port() == addr.Port() && own.Addr().IsUnspecified() && addr.Addr().IsLoopback()
+	})
 }
 
 // set answers from a Snapshot from now on. Calls must not be at the same time.
