@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/endpointd/endpointd/internal/apiserver"
+	"github.com/endpointd/endpointd/internal/fdstore"
 	"github.com/endpointd/endpointd/internal/model"
 	"github.com/endpointd/endpointd/internal/node/traffic"
 	"github.com/endpointd/endpointd/internal/node/watch"
@@ -34,6 +35,7 @@ type DNSOptions struct {
 // RunDNS answers the names of any Kubernetes cluster until ctx ends. It reads Services, EndpointSlices, Nodes, ServiceCIDRs and, one by one, pods,
 // and writes nothing.
 func RunDNS(ctx context.Context, o DNSOptions) error {
+	kept := fdstore.Inherit()
 	apiserver.RouteKlog(o.Logger)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(agentGC)
@@ -52,7 +54,7 @@ func RunDNS(ctx context.Context, o DNSOptions) error {
 			addrs = append(addrs, l.Addr())
 		}
 	}
-	n, err := newNames(ctx, namesOptions{NamesOptions: o.NamesOptions, servers: addrs, podExists: podByAddr(client), log: o.Logger})
+	n, err := newNames(ctx, namesOptions{NamesOptions: o.NamesOptions, servers: addrs, podExists: podByAddr(client), kept: kept, log: o.Logger})
 	if err != nil {
 		return err
 	}
@@ -98,6 +100,7 @@ func (o *DNSOptions) serve(ctx context.Context, n *names, client kubernetes.Inte
 	select {
 	case <-ready:
 		o.Ready(n.server.Addrs())
+		tellReady(n.o.kept, o.Logger)
 	case <-running.Done():
 	}
 	<-running.Done()

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
@@ -18,6 +19,7 @@ import (
 	"github.com/endpointd/endpointd/internal/dns/forward"
 	dnsserver "github.com/endpointd/endpointd/internal/dns/server"
 	"github.com/endpointd/endpointd/internal/dns/zone"
+	"github.com/endpointd/endpointd/internal/fdstore"
 	"github.com/endpointd/endpointd/internal/model"
 )
 
@@ -47,6 +49,7 @@ type namesOptions struct {
 	servers   []netip.Addr   // where clients find this server: glue of the zone's NS record, and never an upstream
 	namespace func(netip.Addr) (string, bool)
 	podExists func(ctx context.Context, namespace string, addr netip.Addr) (bool, error)
+	kept      *fdstore.Keeper // has the sockets of an earlier run, and keeps these for the next one
 	log       *slog.Logger
 }
 
@@ -56,6 +59,7 @@ type names struct {
 	server    *dnsserver.Server
 	forwarder *forward.Forwarder
 	zone      atomic.Pointer[zone.Zone] // of the last Snapshot; who calls set writes it
+	first     chan struct{}             // closed when there is one
 
 	clients atomic.Pointer[clients]
 	mu      sync.Mutex // guards what follows
@@ -70,9 +74,9 @@ type clients struct {
 	nodes map[netip.Addr]struct{}
 }
 
-// newNames binds the addresses. Until the first Snapshot the cluster's names are answered with SERVFAIL.
+// newNames binds the addresses, or takes them over from an earlier run.
 func newNames(ctx context.Context, o namesOptions) (*names, error) {
-	n := &names{o: o}
+	n := &names{o: o, first: make(chan struct{})}
 	n.o.Clients = slices.Concat(o.Clients, o.Transfers)
 	n.clients.Store(&clients{all: n.o.Clients})
 	empty, err := zone.New(zone.Options{Domain: o.Domain, TTL: o.TTL, Servers: o.servers})
@@ -88,13 +92,35 @@ func newNames(ctx context.Context, o namesOptions) (*names, error) {
 		return nil, err
 	}
 	n.server, err = dnsserver.New(ctx, dnsserver.Options{
-		Listen: o.Listen, Zone: empty, Forwarder: dnsserver.Forward(n.forwarder), Searches: searches,
+		Listen: o.Listen, Inherited: o.kept.Take(keptNames), Zone: empty, Forwarder: dnsserver.Forward(n.forwarder), Searches: searches,
 		Limits: dnsserver.Limits{Own: o.pods, Exempt: n.exempt()}, Allow: n.mayAsk, Transfer: n.mayTransfer, UDPSize: n.udpSize, Namespace: n.namespace, PodExists: o.podExists, Logger: o.log,
 	})
+	n.keep()
 	if err != nil {
 		return nil, err
 	}
 	return n, nil
+}
+
+// keptNames is what the DNS server's sockets are kept as.
+const keptNames = "dns"
+
+// keep has the sockets collect questions while no agent runs; without a server there is nothing to collect.
+func (n *names) keep() {
+	var sockets []syscall.Conn
+	if n.server != nil {
+		sockets = n.server.Sockets()
+	}
+	if err := n.o.kept.Keep(keptNames, sockets...); err != nil {
+		n.o.log.Warn("what is asked while this program restarts will not be answered", "err", err)
+	}
+}
+
+// tellReady tells systemd, or whatever else has started this program.
+func tellReady(kept *fdstore.Keeper, log *slog.Logger) {
+	if err := kept.Ready(); err != nil {
+		log.Warn("who supervises this program was not told that it is ready", "err", err)
+	}
 }
 
 // own are the addresses at which we answer ourselves.
@@ -171,6 +197,11 @@ func (n *names) set(s *model.Snapshot) {
 	next := n.zone.Load().Next(s)
 	n.zone.Store(next)
 	n.server.SetZone(next)
+	select {
+	case <-n.first:
+	default:
+		close(n.first)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.network = &s.Network
@@ -248,7 +279,24 @@ func (n *names) namespace(client netip.Addr) (string, bool) {
 	return n.zone.Load().Namespace(client)
 }
 
-// run serves until ctx ends.
+// firstPatience is how long questions that were asked while nobody ran wait for the first Snapshot: clients ask again after five seconds.
+const firstPatience = 3 * time.Second
+
+// awaitFirst has them wait, where they are.
+func (n *names) awaitFirst(ctx context.Context) {
+	if !n.server.Inherited() {
+		return
+	}
+	limit := time.NewTimer(firstPatience)
+	defer limit.Stop()
+	select {
+	case <-n.first:
+	case <-limit.C:
+	case <-ctx.Done():
+	}
+}
+
+// run serves until ctx ends. Until the first Snapshot the cluster's names are answered with SERVFAIL.
 func (n *names) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
@@ -264,6 +312,7 @@ func (n *names) run(ctx context.Context) error {
 			}
 		})
 	}
+	n.awaitFirst(ctx)
 	err := n.server.Run(ctx)
 	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
 		err = cause

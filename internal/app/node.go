@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/endpointd/endpointd/internal/apiserver"
+	"github.com/endpointd/endpointd/internal/fdstore"
 	"github.com/endpointd/endpointd/internal/node"
 	"github.com/endpointd/endpointd/internal/node/container"
 	"github.com/endpointd/endpointd/internal/node/image"
@@ -103,9 +104,10 @@ type agent struct {
 	nodes     *watch.Store[*corev1.Node]
 	pods      *watch.Store[*corev1.Pod]
 	own       ownPods
-	names     *names      // nil = there is no DNS server
-	noNames   error       // why there is none, if there was to be one
-	answering atomic.Bool // names answers from a Snapshot
+	names     *names // nil = there is no DNS server
+	noNames   error  // why there is none, if there was to be one
+	kept      *fdstore.Keeper
+	answering atomic.Bool // names answers from a Snapshot, or will those who ask already: an earlier run's sockets collect questions
 
 	work sync.WaitGroup
 	fail context.CancelCauseFunc
@@ -113,6 +115,7 @@ type agent struct {
 
 // RunNode runs until ctx ends. The pods run on, and connections are led on.
 func RunNode(ctx context.Context, o NodeOptions) (err error) {
+	kept := fdstore.Inherit()
 	may := mayMakePods
 	if o.ProxyOnly {
 		may = mayForward
@@ -129,7 +132,8 @@ func RunNode(ctx context.Context, o NodeOptions) (err error) {
 		return err
 	}
 	defer lock.Close() //nolint:errcheck // it is only held
-	a := &agent{o: o}
+	a := &agent{o: o, kept: kept}
+	a.answering.Store(o.DNSPort != 0 && kept.Has(keptNames))
 	if err := a.connect(); err != nil {
 		return err
 	}
@@ -149,6 +153,7 @@ func RunNode(ctx context.Context, o NodeOptions) (err error) {
 	}
 	if parts.Err() == nil {
 		o.Ready(a.o.Name, a.o.Addrs, a.o.PodCIDRs)
+		tellReady(kept, o.Logger)
 	}
 	<-parts.Done()
 	if ctx.Err() != nil {

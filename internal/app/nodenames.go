@@ -23,7 +23,7 @@ func (a *agent) makeNames(ctx context.Context) {
 	if a.o.DNSPort == 0 {
 		return
 	}
-	o := namesOptions{NamesOptions: a.o.Names, pods: a.o.PodCIDRs, servers: a.o.ClusterDNS, namespace: a.own.namespace, podExists: a.podExists, log: a.o.Logger}
+	o := namesOptions{NamesOptions: a.o.Names, pods: a.o.PodCIDRs, servers: a.o.ClusterDNS, namespace: a.own.namespace, podExists: a.podExists, kept: a.kept, log: a.o.Logger}
 	if len(o.servers) == 0 {
 		o.servers = a.o.Addrs
 	}
@@ -32,6 +32,9 @@ func (a *agent) makeNames(ctx context.Context) {
 	}
 	o.Domain = a.o.Domain
 	n, err := newNames(ctx, o)
+	if (n == nil || !n.server.Inherited()) && a.answering.CompareAndSwap(true, false) {
+		a.registry.Refresh()
+	}
 	if err != nil {
 		a.noNames = fmt.Errorf("names of Services are not answered here: %w; --dns-port chooses another port, or 0 for none", err)
 		a.o.Logger.Warn("names of Services are not answered here; --dns-port chooses another port, or 0 for none", "err", err)

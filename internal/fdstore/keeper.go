@@ -80,6 +80,9 @@ func passed(getenv func(string) string, pid, parent int) []string {
 	return names
 }
 
+// Has says whether an earlier run kept something under a name.
+func (k *Keeper) Has(name string) bool { return len(k.files[name]) > 0 }
+
 // Take returns what an earlier run kept under a name, which is the caller's now. The supervisor keeps it until [Keeper.Keep] says otherwise.
 func (k *Keeper) Take(name string) []*os.File {
 	files := k.files[name]

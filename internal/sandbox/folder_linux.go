@@ -133,12 +133,16 @@ func holds(pid int, file string) bool {
 	return false
 }
 
-// Clean removes what a sandbox that was killed leaves: its control socket and its cgroups, with whatever is in them. Call it
+// Clean removes what a sandbox that was killed leaves: its sockets and its cgroups, with whatever is in them. Call it
 // with the lock.
 func Clean(dataDir string) error {
 	err := os.Remove(filepath.Join(runDir(dataDir), controlName))
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
+	}
+	left, _ := filepath.Glob(filepath.Join(runDir(dataDir), "*"+keptSuffix)) // the pattern is right
+	for _, socket := range left {
+		err = errors.Join(err, os.Remove(socket))
 	}
 	return errors.Join(err, removeCgroup(dataDir))
 }

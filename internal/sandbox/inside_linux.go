@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/endpointd/endpointd/internal/fdstore"
 )
 
 // The descriptors that the host side gives to the inside, and the inside gives to the server.
@@ -213,6 +215,10 @@ func (in *inside) startNodes(ctx context.Context, work *sync.WaitGroup) error {
 			return err
 		}
 		s.spaces = spaces
+		if s.store, err = fdstore.Listen(keptSocket(in.spec.DataDir, n.Name), in.log); err != nil {
+			spaces.close()
+			return fmt.Errorf("node %s: %w", n.Name, err)
+		}
 		in.mu.Lock()
 		in.nodes[n.Name] = spaces
 		in.mu.Unlock()

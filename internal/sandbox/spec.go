@@ -125,6 +125,7 @@ func Resolv(services netip.Prefix) string {
 //	logs/NAME.log         what a part printed, and NAME.log.1 what it printed before
 //	nodes/NAME/           an agent's folder and kubeconfig
 //	run/control.sock      exec and status
+//	run/NAME.notify       where an agent says what is to be kept for its next start
 //	up.lock               held while the sandbox is there; the pid of the host side inside
 
 // InsideKubeconfig is for commands inside the sandbox.
@@ -138,4 +139,9 @@ func LogFile(dataDir, part string) string { return filepath.Join(dataDir, "logs"
 
 func runDir(dataDir string) string { return filepath.Join(dataDir, "run") }
 
-const controlName = "control.sock"
+const (
+	controlName = "control.sock"
+	keptSuffix  = ".notify"
+)
+
+func keptSocket(dataDir, node string) string { return filepath.Join(runDir(dataDir), node+keptSuffix) }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/endpointd/endpointd/internal/fdstore"
 )
 
 const (
@@ -29,8 +31,9 @@ func nextBackoff(last, ran time.Duration) time.Duration {
 type supervised struct {
 	name   string
 	args   []string
-	spaces *namespaces // nil = the outer ones
-	extra  []*os.File  // descriptors from 3 on
+	spaces *namespaces    // nil = the outer ones
+	extra  []*os.File     // descriptors from 3 on, behind what is kept
+	store  *fdstore.Store // nil = nothing is kept
 	dir    string
 
 	reaper *reaper
@@ -44,8 +47,13 @@ type supervised struct {
 	lastExit string
 }
 
-// run starts it until ctx ends; then it gets SIGTERM, and after grace SIGKILL. It returns when no process is left.
+// run starts it until ctx ends; then it gets SIGTERM, and after grace SIGKILL. It returns when no process is left, and nothing is kept any more.
 func (s *supervised) run(ctx context.Context, grace time.Duration) {
+	defer func() {
+		if err := s.store.Close(); err != nil {
+			s.event(Event{Kind: EventWarn, Name: s.name, Text: "what it kept: " + err.Error()})
+		}
+	}()
 	var backoff time.Duration
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -95,16 +103,16 @@ func (s *supervised) once(ctx context.Context, grace time.Duration) string {
 }
 
 func (s *supervised) start() (pid int, exited <-chan syscall.WaitStatus, err error) {
-	files := []uintptr{0, s.log.write.Fd(), s.log.write.Fd()}
-	for _, f := range s.extra {
-		files = append(files, f.Fd())
+	fork := func(env []string, kept []uintptr) (int, error) {
+		files := append([]uintptr{0, s.log.write.Fd(), s.log.write.Fd()}, kept...)
+		for _, f := range s.extra {
+			files = append(files, f.Fd())
+		}
+		pid, err = syscall.ForkExec(Program(), s.args, &syscall.ProcAttr{Dir: s.dir, Env: env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true}})
+		return pid, err
 	}
-	attr := &syscall.ProcAttr{Dir: s.dir, Env: os.Environ(), Files: files, Sys: &syscall.SysProcAttr{Setsid: true}}
-	return s.reaper.start(func() (pid int, err error) {
-		err = s.spaces.within(func() error {
-			pid, err = syscall.ForkExec(Program(), s.args, attr)
-			return err
-		})
+	return s.reaper.start(func() (int, error) {
+		err := s.spaces.within(func() error { return s.store.Start(fork) })
 		if err == nil {
 			prefer(pid)
 		}

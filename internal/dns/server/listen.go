@@ -12,15 +12,16 @@ import (
 )
 
 const (
-	socketBuffer = 1 << 20 // octets asked of the kernel for a UDP socket each way; it gives what it allows
+	socketBuffer = 1 << 20 // octets of a UDP socket each way: room for a thousand questions and more while nobody reads
 	anyPortTries = 20
 )
 
 // An endpoint is one address with its sockets.
 type endpoint struct {
-	addr netip.AddrPort
-	udp  []*net.UDPConn
-	tcp  *net.TCPListener
+	addr      netip.AddrPort
+	udp       []*net.UDPConn
+	tcp       *net.TCPListener
+	inherited bool // some of them, from an earlier run
 }
 
 func (e *endpoint) close() {
@@ -32,10 +33,10 @@ func (e *endpoint) close() {
 	}
 }
 
-// listen binds one address for TCP and, as often as sockets says, UDP.
-func listen(ctx context.Context, addr netip.AddrPort, sockets int) (*endpoint, error) {
+// listen binds one address for TCP and, as often as sockets says, UDP, but for what an earlier run has bound.
+func listen(ctx context.Context, addr netip.AddrPort, sockets int, from inherited) (*endpoint, error) {
 	for try := 1; ; try++ {
-		e, err := bind(ctx, addr, sockets)
+		e, err := bind(ctx, addr, sockets, from)
 		if err == nil {
 			return e, nil
 		}
@@ -46,7 +47,7 @@ func listen(ctx context.Context, addr netip.AddrPort, sockets int) (*endpoint, e
 	}
 }
 
-func bind(ctx context.Context, addr netip.AddrPort, sockets int) (_ *endpoint, err error) {
+func bind(ctx context.Context, addr netip.AddrPort, sockets int, from inherited) (_ *endpoint, err error) {
 	family := "4"
 	if addr.Addr().Is6() {
 		family = "6" // alone: 0.0.0.0 is an address of its own
@@ -57,34 +58,49 @@ func bind(ctx context.Context, addr netip.AddrPort, sockets int) (_ *endpoint, e
 			e.close()
 		}
 	}()
+	e.udp, e.tcp = from.take(addr)
+	e.inherited = len(e.udp) > 0 || e.tcp != nil
 	// TCP first: it shares its port with nobody, while two servers that both set SO_REUSEPORT would share the one for UDP and each get half.
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp"+family, addr.String())
-	if err != nil {
-		return nil, err
+	if e.tcp == nil {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp"+family, addr.String())
+		if err != nil {
+			return nil, err
+		}
+		e.tcp, _ = l.(*net.TCPListener)
 	}
-	e.tcp, _ = l.(*net.TCPListener)
-	e.addr = netip.AddrPortFrom(addr.Addr(), portOf(l.Addr()))
-	alone, err := new(net.ListenConfig).ListenPacket(ctx, "udp"+family, e.addr.String())
-	if err != nil {
-		return nil, err
+	e.addr = netip.AddrPortFrom(addr.Addr(), addrOf(e.tcp.Addr()).Port())
+	if len(e.udp) == 0 {
+		alone, err := new(net.ListenConfig).ListenPacket(ctx, "udp"+family, e.addr.String())
+		if err != nil {
+			return nil, err
+		}
+		_ = alone.Close()
 	}
-	_ = alone.Close()
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return control(raw, e.addr.Addr()) }}
-	for range sockets {
+	for _, conn := range e.udp { // as this version wants them
+		raw, err := conn.SyscallConn()
+		if err == nil {
+			err = control(raw, e.addr.Addr())
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	// Those of an earlier run are all read, be they more: the kernel gives each its share of the clients.
+	for len(e.udp) < sockets {
 		c, err := config.ListenPacket(ctx, "udp"+family, e.addr.String())
 		if err != nil {
 			return nil, err
 		}
 		conn, _ := c.(*net.UDPConn)
-		_, _ = conn.SetReadBuffer(socketBuffer), conn.SetWriteBuffer(socketBuffer)
 		e.udp = append(e.udp, conn)
 	}
 	return e, nil
 }
 
-func portOf(a net.Addr) uint16 {
+func addrOf(a net.Addr) netip.AddrPort {
 	ap, _ := netip.ParseAddrPort(a.String())
-	return ap.Port()
+	return ap
 }
 
 func control(raw syscall.RawConn, addr netip.Addr) error {
@@ -100,6 +116,11 @@ func control(raw syscall.RawConn, addr netip.Addr) error {
 		}
 		if err == nil && addr.IsUnspecified() {
 			err = unix.SetsockoptInt(int(fd), level, pktinfo, 1)
+		}
+		for force, plain := range map[int]int{unix.SO_RCVBUFFORCE: unix.SO_RCVBUF, unix.SO_SNDBUFFORCE: unix.SO_SNDBUF} {
+			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, force, socketBuffer) != nil { // who is not root gets what the kernel allows
+				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, plain, socketBuffer)
+			}
 		}
 	}
 	return errors.Join(raw.Control(set), err)

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/netip"
+	"os"
 	"runtime"
 	"time"
 
@@ -56,6 +57,9 @@ type Options struct {
 	Listen []netip.AddrPort
 	// Sockets for UDP on each address; GOMAXPROCS if 0, but at most 8. The kernel spreads clients over them.
 	Sockets int
+	// Inherited are sockets of an earlier run, see [Server.Sockets]. They are the Server's: those that listen on one of the addresses are used instead of
+	// new ones, and the others are closed.
+	Inherited []*os.File
 
 	// Zone to begin with, which must not be nil.
 	Zone Zone

@@ -39,6 +39,8 @@ type current struct {
 
 // New binds all addresses, so that who has root to lose can lose it before [Server.Run]. Until then requests wait in the kernel.
 func New(ctx context.Context, o Options) (*Server, error) {
+	from := inherit(o.Inherited)
+	defer from.close()
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
@@ -58,7 +60,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s.streamJobs.New = func() any { return &streamJob{w: newWorker(s, s.slow)} }
 	s.SetZone(o.Zone)
 	for _, addr := range o.Listen {
-		e, err := listen(ctx, addr, o.Sockets)
+		e, err := listen(ctx, addr, o.Sockets, from)
 		if err == nil {
 			s.endpoints = append(s.endpoints, e)
 			err = s.attach(e)
