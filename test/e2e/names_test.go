@@ -20,12 +20,16 @@ import (
 func TestNames(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, testkit.Net())
-	u := testkit.Up(t, testkit.UpOptions{Nodes: 3})
+	u := testkit.Up(t, testkit.UpOptions{Nodes: 3, Args: []string{"--service-cidr", "10.96.0.0/16,fd00:96::/112", "--pod-cidr", "10.244.0.0/16,fd00:244::/56"}})
 	c := clusterOf(t, u.Server())
 	for _, s := range []nodeScenario{
 		{"resolved from everywhere", namesResolved},
 		{"a record goes with its pod", namesFollow},
 		{"pods", namesOfPods},
+		{"tools", namesTools},
+		{"stateful", namesStateful},
+		{"unready", namesUnready},
+		{"killed", namesKilled},
 	} {
 		t.Run(s.name, func(t *testing.T) { s.run(nodesOf(t, c, u)) })
 	}
@@ -90,7 +94,7 @@ func namesResolved(n *nodes) {
 	full := "echo." + n.name + ".svc.cluster.local"
 	for _, node := range []string{"node-1", "node-2", "node-3"} {
 		n.resolves(node, "", full, svc.Spec.ClusterIP)
-		n.resolves(node, "", "kube-dns.kube-system.svc.cluster.local", "10.96.0.10")
+		n.resolves(node, "", "kube-dns.kube-system.svc.cluster.local", "10.96.0.10", "fd00:96::a")
 		n.resolves(node, "", "nobody."+full, "NXDOMAIN")
 	}
 	for i := range pods {

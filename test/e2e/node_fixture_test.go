@@ -42,6 +42,8 @@ func helper(args []string) int {
 		err = helperLookup(args[1])
 	case len(args) == 2 && args[0] == "lookups": // name
 		err = helperLookups(args[1], os.Stdout)
+	case len(args) > 2 && args[0] == "names": // name, addresses of DNS servers
+		err = helperNames(args[1], args[2:], os.Stdin, os.Stdout)
 	case len(args) == 1 && args[0] == "net":
 		err = helperNet()
 	case len(args) == 1 && args[0] == "load":
