@@ -223,9 +223,13 @@ func TestRefused(t *testing.T) {
 // Without a supervisor nothing is kept and nothing fails; with one that has gone, that is said.
 func TestNoSupervisor(t *testing.T) {
 	t.Parallel()
-	k := &Keeper{}
-	check(t, k.Keep("x", listenUDP(t)))
-	check(t, k.Ready())
+	for _, k := range []*Keeper{nil, {}} {
+		check(t, k.Keep("x", listenUDP(t)))
+		check(t, k.Ready())
+		if k.Has("x") || k.Take("x") != nil {
+			t.Error("something is kept")
+		}
+	}
 	var s *Store
 	check(t, s.Start(func(env []string, fds []uintptr) (int, error) {
 		if len(fds) > 0 || slices.ContainsFunc(env, func(v string) bool { return strings.HasPrefix(v, notifySocket) }) {
@@ -235,7 +239,7 @@ func TestNoSupervisor(t *testing.T) {
 	}))
 	check(t, s.Close())
 	for _, address := range []string{filepath.Join(t.TempDir(), "gone"), "relative", "/nowhere/x"} {
-		k = &Keeper{address: address}
+		k := &Keeper{address: address}
 		if err := k.Ready(); err == nil || !strings.Contains(err.Error(), "supervisor at "+address) {
 			t.Errorf("%s: %v", address, err)
 		}

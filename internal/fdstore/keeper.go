@@ -35,7 +35,8 @@ const (
 	sendPatience = 2 * time.Second // a supervisor that reads nothing holds nobody up for longer
 )
 
-// A Keeper is what a process has of its supervisor. Make one with [Inherit]. Calls must not be at the same time.
+// A Keeper is what a process has of its supervisor. Make one with [Inherit]; a nil one is that of a process without a supervisor. Calls must
+// not be at the same time.
 type Keeper struct {
 	address string                // of the supervisor; "" = there is none
 	files   map[string][]*os.File // name → what an earlier run kept and nobody has taken
@@ -81,10 +82,13 @@ func passed(getenv func(string) string, pid, parent int) []string {
 }
 
 // Has says whether an earlier run kept something under a name.
-func (k *Keeper) Has(name string) bool { return len(k.files[name]) > 0 }
+func (k *Keeper) Has(name string) bool { return k != nil && len(k.files[name]) > 0 }
 
 // Take returns what an earlier run kept under a name, which is the caller's now. The supervisor keeps it until [Keeper.Keep] says otherwise.
 func (k *Keeper) Take(name string) []*os.File {
+	if k == nil {
+		return nil
+	}
 	files := k.files[name]
 	delete(k.files, name)
 	return files
@@ -92,7 +96,7 @@ func (k *Keeper) Take(name string) []*os.File {
 
 // Keep has exactly these be kept under a name, whatever was before; none of them = nothing is. They stay the caller's, who may close them.
 func (k *Keeper) Keep(name string, sockets ...syscall.Conn) error {
-	if k.address == "" {
+	if k == nil || k.address == "" {
 		return nil
 	}
 	now := make([]identity, len(sockets))
@@ -125,6 +129,9 @@ func (k *Keeper) Keep(name string, sockets ...syscall.Conn) error {
 
 // Ready tells the supervisor that the process does its work. What an earlier run kept and nobody has taken by now is closed and dropped.
 func (k *Keeper) Ready() error {
+	if k == nil {
+		return nil
+	}
 	var err error
 	for name, files := range k.files {
 		for _, f := range files {
