@@ -23,6 +23,7 @@ import (
 
 	"github.com/endpointd/endpointd/internal/dns/forward"
 	dnsserver "github.com/endpointd/endpointd/internal/dns/server"
+	"github.com/endpointd/endpointd/internal/fdstore"
 	"github.com/endpointd/endpointd/internal/model"
 	"github.com/endpointd/endpointd/internal/model/modeltest"
 	"github.com/endpointd/endpointd/internal/testkit"
@@ -59,7 +60,7 @@ func namesOf(t *testing.T, change func(*namesOptions)) *names {
 	t.Helper()
 	o := namesOptions{
 		NamesOptions: NamesOptions{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Domain: "cluster.local", ResolvConf: resolvConf(t, "")},
-		log:          slog.New(slog.DiscardHandler),
+		kept:         &fdstore.Keeper{}, log: slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
 		change(&o)
