@@ -37,6 +37,9 @@ const corefile = `.:%d {
     pods verified
     ttl 5
   }
+  transfer {
+    to 127.0.0.1
+  }
 }
 `
 
