@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/endpointd/endpointd/internal/fdstore"
 	"github.com/endpointd/endpointd/internal/testkit"
 )
 
@@ -80,14 +81,27 @@ func playInside([]string) error {
 	}})
 }
 
-// playPart serves its name over HTTP on port 80 of all addresses until SIGTERM.
+// playPart serves its name over HTTP on port 80 of all addresses until SIGTERM. It keeps the listener, and says when it was kept for it.
 func playPart(args []string) error {
+	keeper := fdstore.Inherit()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	server := &http.Server{Addr: ":80", Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, args[0]) })}
+	l, err := net.Listen("tcp", ":80")
+	if kept := keeper.Take("http"); len(kept) > 0 {
+		fmt.Println("part", args[0], "inherits")
+		l, err = net.FileListener(kept[0])
+		closeFiles(kept)
+	}
+	if err != nil {
+		return err
+	}
+	if err := keeper.Keep("http", l.(*net.TCPListener)); err != nil {
+		return err
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, args[0]) })}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	fmt.Println("part", args[0], "runs")
-	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

@@ -259,6 +259,39 @@ func TestRestart(t *testing.T) {
 	})
 }
 
+// What a node's part keeps collects connections while the part is killed and started again, and goes with the sandbox. The server keeps nothing.
+func TestKept(t *testing.T) {
+	b := start(t, 1)
+	logs := func(part, text string, times int) {
+		t.Helper()
+		testkit.Await(t, patience, func() error {
+			log, err := os.ReadFile(LogFile(b.dir, part))
+			if n := bytes.Count(log, []byte("part "+part+" "+text+"\n")); n != times {
+				return fmt.Errorf("%s says %d times that it %s, want %d: %w", part, n, text, times, err)
+			}
+			return nil
+		})
+	}
+	logs("node-1", "runs", 1)
+	logs("server", "runs", 1)
+	for times := 1; times <= 2; times++ {
+		check(t, syscall.Kill(b.status()["node-1"].PID, syscall.SIGKILL))
+		for range 3 { // some of them before it runs again
+			if out, errOut, _, err := b.exec(Command{Args: []string{os.Args[0], "dial", "10.200.0.11"}}, ""); err != nil || out != "node-1" {
+				t.Errorf("while it is started again: %q %s %v", out, errOut, err)
+			}
+		}
+		logs("node-1", "inherits", times)
+	}
+	check(t, syscall.Kill(b.status()["server"].PID, syscall.SIGKILL))
+	logs("server", "runs", 2)
+	logs("server", "inherits", 0)
+	check(t, b.Stop(t.Context()))
+	if left, err := filepath.Glob(filepath.Join(runDir(b.dir), "*"+keptSuffix)); err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
+	}
+}
+
 func TestStop(t *testing.T) {
 	b := start(t, 2)
 	for _, part := range []string{"server", "node-1", "node-2"} {
