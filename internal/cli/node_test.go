@@ -45,11 +45,19 @@ func TestNodeFlags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if len(o.Names.Transfers) > 0 {
+		t.Errorf("the zone is transferred to %v", o.Names.Transfers)
+	}
 	if others, set := o.Names.Upstreams["."]; !set || len(others) > 0 || len(o.Names.Upstreams["corp.example."]) != 2 {
 		t.Errorf("upstreams %v", o.Names.Upstreams)
 	}
+	o, err = parseNode(t, "--kubeconfig", "f", "--dns-transfer", "10.0.0.53/32,fd00::/64")
+	if got := fmt.Sprint(o.Names.Transfers, err); got != "[10.0.0.53/32 fd00::/64] <nil>" {
+		t.Errorf("transfers: %s", got)
+	}
 	for _, test := range []struct{ args, want string }{
 		{"--kubeconfig f --dns-upstream none,10.0.0.53", "--dns-upstream: "},
+		{"--kubeconfig f --dns-transfer 10.0.0.53/24", "--dns-transfer: 10.0.0.53/24 is an address within its range"},
 		{"", "--kubeconfig: must be given"},
 		{"--kubeconfig f --data-plane iptables", `--data-plane: "iptables" is none of auto, ebpf, nftables`},
 		{"--kubeconfig f --nodeport-addresses eth0", `--nodeport-addresses: "eth0" is neither an address range`},
