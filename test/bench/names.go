@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/miekg/dns"
@@ -46,6 +47,7 @@ type kindOfQuestion struct {
 	size   uint16 // of UDP, by EDNS
 	rcode  int
 	target float64 // CPU an answer: ours divided by CoreDNS's, at most; 0 = none
+	fresh  bool    // each is asked with another first label, which nobody has asked for before
 }
 
 // headlessEndpoints is how many endpoints the headless Service has.
@@ -65,12 +67,13 @@ func namesKinds(services int) []kindOfQuestion {
 	}
 	const third = 1.0 / 3
 	return []kindOfQuestion{
-		{"A of a Service", a, dns.TypeA, 1232, dns.RcodeSuccess, third},
-		{fmt.Sprintf("A of a headless one with %d endpoints", headlessEndpoints), []string{"headless" + domain}, dns.TypeA, 4096, dns.RcodeSuccess, third},
-		{"SRV of a port", srv, dns.TypeSRV, 1232, dns.RcodeSuccess, third},
-		{"PTR of a ClusterIP", ptr, dns.TypePTR, 1232, dns.RcodeSuccess, third},
-		{"a name that is not there", none, dns.TypeA, 1232, dns.RcodeNameError, third},
-		{"a name of elsewhere, remembered", outside, dns.TypeA, 1232, dns.RcodeSuccess, 0},
+		{"A of a Service", a, dns.TypeA, 1232, dns.RcodeSuccess, third, false},
+		{fmt.Sprintf("A of a headless one with %d endpoints", headlessEndpoints), []string{"headless" + domain}, dns.TypeA, 4096, dns.RcodeSuccess, third, false},
+		{"SRV of a port", srv, dns.TypeSRV, 1232, dns.RcodeSuccess, third, false},
+		{"PTR of a ClusterIP", ptr, dns.TypePTR, 1232, dns.RcodeSuccess, third, false},
+		{"a name that is not there", none, dns.TypeA, 1232, dns.RcodeNameError, third, false},
+		{"a name of elsewhere, remembered", outside, dns.TypeA, 1232, dns.RcodeSuccess, 0, false},
+		{"a name of elsewhere, asked for the first time", []string{strings.Repeat("0", freshLabel) + ".example.com."}, dns.TypeA, 1232, dns.RcodeSuccess, 0, true},
 	}
 }
 

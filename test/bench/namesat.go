@@ -178,7 +178,7 @@ func (b *bench) namesRates(ctx context.Context, servers []*nameServer, k *kindOf
 			for i := range servers {
 				s := servers[(i+round)%len(servers)]
 				result, used, err := b.namesRate(ctx, s, namesSpec{
-					Server: s.addr, Questions: packets, Sockets: mode.sockets, Window: mode.window, Warm: loadWarm, For: b.asking, RCode: k.rcode,
+					Server: s.addr, Questions: packets, Sockets: mode.sockets, Window: mode.window, Warm: loadWarm, For: b.asking, RCode: k.rcode, Fresh: k.fresh,
 				})
 				if err != nil {
 					return err

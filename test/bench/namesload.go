@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -33,6 +34,7 @@ type namesSpec struct {
 	Warm      time.Duration  `json:"warm"`   // not counted
 	For       time.Duration  `json:"for"`
 	RCode     int            `json:"rcode"` // of a right answer
+	Fresh     bool           `json:"fresh"` // the first label, of freshLabel octets, is another one in each
 }
 
 // namesResult is what it prints.
@@ -45,6 +47,12 @@ type namesResult struct {
 	P50     float64 `json:"p50"` // microseconds
 	P99     float64 `json:"p99"`
 }
+
+// freshLabel is how long a label is that is to be replaced.
+const freshLabel = 16
+
+// questionAt is where the question begins in a packet.
+const questionAt = 12
 
 // most answers whose time is kept.
 const namesMost = 3_000_000
@@ -98,13 +106,17 @@ func (c *namesClient) run(spec *namesSpec, number int, began time.Time) (err err
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	counting, ends := began.Add(spec.Warm), began.Add(spec.Warm+spec.For)
 	packet, answer := make([]byte, 512), make([]byte, 65535)
-	next, id := number, uint16(0)
+	next, id, fresh := number, uint16(0), rand.Uint64()
 	ask := func() error {
 		q := spec.Questions[next%len(spec.Questions)]
 		next++
 		id++
 		n := copy(packet, q)
 		binary.BigEndian.PutUint16(packet, id)
+		if spec.Fresh {
+			fresh++
+			copy(packet[questionAt+1:], fmt.Sprintf("%0*x", freshLabel, fresh))
+		}
 		c.sent[id] = time.Now()
 		_, err := conn.Write(packet[:n])
 		return err
