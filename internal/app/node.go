@@ -105,6 +105,7 @@ type agent struct {
 	pods      *watch.Store[*corev1.Pod]
 	own       ownPods
 	names     *names // nil = there is no DNS server
+	endNames  func() // and returns when it has ended; nil = it was not begun
 	noNames   error  // why there is none, if there was to be one
 	kept      *fdstore.Keeper
 	answering atomic.Bool // names answers from a Snapshot, or will those who ask already: an earlier run's sockets collect questions
@@ -141,6 +142,11 @@ func RunNode(ctx context.Context, o NodeOptions) (err error) {
 
 	parts, cancel := context.WithCancelCause(ctx)
 	a.fail = cancel
+	defer func() {
+		if a.endNames != nil {
+			a.endNames()
+		}
+	}()
 	defer a.work.Wait()
 	defer cancel(nil)
 	work := a.host

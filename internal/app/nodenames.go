@@ -46,6 +46,23 @@ func (a *agent) makeNames(ctx context.Context) {
 	}
 }
 
+// runNames has the DNS server answer until all other parts have ended, which may take their clients' time: so nobody waits for its next run longer
+// than for the agent to start.
+func (a *agent) runNames(ctx context.Context) {
+	last, end := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := a.names.run(last); last.Err() == nil {
+			a.fail(fmt.Errorf("DNS: %w", err))
+		}
+	}()
+	a.endNames = func() {
+		end()
+		<-done
+	}
+}
+
 // setNames answers from a Snapshot from now on, and has the API know of the server when there is the first one.
 func (a *agent) setNames(s *model.Snapshot) {
 	if a.names == nil {

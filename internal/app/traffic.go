@@ -61,7 +61,7 @@ func (a *agent) runTraffic(ctx context.Context) {
 	a.run(ctx, "data plane", a.plane.run)
 	a.run(ctx, "watch of Services", a.traffic.Run)
 	if a.names != nil {
-		a.run(ctx, "DNS", a.names.run)
+		a.runNames(ctx)
 	}
 	a.run(ctx, "health checks", a.plane.serveHealth)
 	a.run(ctx, "debug socket", func(ctx context.Context) error {
