@@ -23,7 +23,7 @@ func namesStateful(n *nodes) {
 		n.resolves("", "web-1", name, was.Status.PodIP)
 	}
 	n.resolves("", "web-0", "web-1.web", n.pod("web-1").Status.PodIP)
-	n.has(n.run("exec", "web-0", "--", "hostname", "-f"), "web-0"+full)
+	n.await(func(context.Context) error { return says(n.run("exec", "web-0", "--", "hostname", "-f"), "web-0"+full) })
 
 	n.run("delete", "pod", "web-0")
 	n.await(func(context.Context) error { // between the two there is none

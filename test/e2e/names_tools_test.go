@@ -44,7 +44,8 @@ func namesTools(n *nodes) {
 		{file: "exec", node: ""},
 	} {
 		n.Run(s.file+" "+s.pod+s.node, func(t *testing.T) {
-			in := &nodes{&space{T: t, cluster: n.cluster, kubectl: n.kubectl.In(t), name: n.name}, n.u.In(t)}
+			// The one of this release: older ones may lose what a command prints first.
+			in := &nodes{&space{T: t, cluster: n.cluster, kubectl: n.kubectls[1].In(t), name: n.name}, n.u.In(t)}
 			if s.need != nil {
 				s.need(in)
 			}
