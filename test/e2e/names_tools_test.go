@@ -33,8 +33,8 @@ func namesTools(n *nodes) {
 	n.awaitNames()
 	for _, s := range []recording{
 		{file: "getent", pod: "client", need: program("getent", "libc-bin")},
-		{file: "dig", pod: "client", need: program("dig", "dnsutils")},
-		{file: "nslookup", pod: "client", need: program("nslookup", "dnsutils")},
+		{file: "dig", pod: "client", need: program("dig", "bind9-dnsutils")},
+		{file: "nslookup", pod: "client", need: program("nslookup", "bind9-dnsutils")},
 		{file: "busybox", pod: "client", need: program("busybox", "busybox-static")},
 		{file: "musl", pod: "client", need: program("musl-gcc", "musl-tools")},
 		{file: "policy-none", pod: "policy-none"},
