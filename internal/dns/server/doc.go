@@ -4,8 +4,8 @@
 // responses, metrics, and a log of queries if somebody asked for one.
 //
 // What flows how: each UDP socket has one goroutine, which reads up to 64 packets by one system call, answers all that can be answered at once,
-// and sends the answers by one more; what has to wait for an upstream or the API goes to a bounded pool with a copy of its packet. A TCP
-// connection has one goroutine, and its requests that wait use the same pool.
+// and sends the answers by one more (where packets come one at a time, by system calls for one, which cost less); what has to wait for an upstream
+// or the API goes to a bounded pool with a copy of its packet. A TCP connection has one goroutine, and its requests that wait use the same pool.
 //
 // Names of the zone come from the zone and nothing is kept of them. localhost, invalid and onion are answered here; private reverse zones are
 // forwarded if they are not the cluster's. Other classes than IN (version.bind) are refused, and so are transfers of the zone, but for who may: the

@@ -19,7 +19,7 @@ const (
 // A sender calls sendmmsg(2). Tests have one that sends less.
 type sender func(fd uintptr, messages []unix.Mmsghdr) (sent int, errno syscall.Errno)
 
-// A batch reads and writes many packets by one system call. All that the kernel is pointed at lies in it, so nothing is allocated. It belongs to
+// A batch reads and writes many packets by one system call, or one by one that costs less. All that the kernel is pointed at lies in it, so nothing is allocated. It belongs to
 // one goroutine.
 type batch struct {
 	raw      syscall.RawConn
@@ -31,6 +31,9 @@ type batch struct {
 	replies  [][maxUDPReply]byte
 	sendAll  sender
 
+	// single is how the next packet is read: alone, which costs less where questions come one at a time. It begins when there was but one, and ends when
+	// one was there before it was waited for.
+	single, waited         bool
 	received, queued, next int
 	errno                  syscall.Errno
 	// The arguments of RawConn, made once.
@@ -88,7 +91,7 @@ func (b *batch) receive() (int, error) {
 			h.SetControllen(controlSpace)
 		}
 	}
-	b.received, b.queued = 0, 0
+	b.received, b.queued, b.waited = 0, 0, false
 	if err := b.raw.Read(b.receiveOnce); err != nil {
 		return 0, err
 	}
@@ -100,18 +103,42 @@ func (b *batch) receive() (int, error) {
 
 func (b *batch) tryReceive(fd uintptr) bool {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.in[0])), uintptr(len(b.in)), unix.MSG_DONTWAIT, 0, 0)
+		n, errno := b.read(fd)
 		switch errno {
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:
+			b.waited = true
 			return false
 		case 0:
-			b.received = int(n)
+			b.single = n == 1 && (b.waited || !b.single)
+			b.received = n
 		}
 		b.errno = errno
 		return true
 	}
+}
+
+// read reads what is there: one packet, or as many as there is room for.
+func (b *batch) read(fd uintptr) (int, syscall.Errno) {
+	if !b.single {
+		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.in[0])), uintptr(len(b.in)), unix.MSG_DONTWAIT, 0, 0)
+		return int(n), errno
+	}
+	m, h := &b.messages[0], &b.in[0]
+	var n uintptr
+	var errno syscall.Errno
+	if b.pktinfo {
+		n, _, errno = unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&h.Hdr)), unix.MSG_DONTWAIT)
+	} else {
+		n, _, errno = unix.Syscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&m.packet[0])), maxRequest, unix.MSG_DONTWAIT|unix.MSG_TRUNC,
+			uintptr(unsafe.Pointer(&m.name[0])), uintptr(unsafe.Pointer(&h.Hdr.Namelen)))
+		if errno == 0 && n > maxRequest { // the length of the packet, not of what was read
+			n, h.Hdr.Flags = maxRequest, unix.MSG_TRUNC
+		}
+	}
+	h.Len = uint32(n)
+	return 1, errno
 }
 
 // packet is what came i-th, and from whom. It is false if it is longer than any request, or from nowhere.
@@ -215,11 +242,35 @@ func (b *batch) trySend(fd uintptr) bool {
 }
 
 func sendmmsg(fd uintptr, messages []unix.Mmsghdr) (int, syscall.Errno) {
+	if len(messages) == 1 {
+		return sendmsg(fd, &messages[0].Hdr)
+	}
 	for {
 		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&messages[0])), uintptr(len(messages)),
 			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 		if errno != unix.EINTR {
 			return int(n), errno
+		}
+	}
+}
+
+// sendmsg is for one message, which costs less so.
+func sendmsg(fd uintptr, h *unix.Msghdr) (int, syscall.Errno) {
+	const flags = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
+	for {
+		var errno syscall.Errno
+		if h.Control == nil {
+			_, _, errno = unix.Syscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(h.Iov.Base)), uintptr(h.Iov.Len), flags,
+				uintptr(unsafe.Pointer(h.Name)), uintptr(h.Namelen))
+		} else {
+			_, _, errno = unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(h)), flags)
+		}
+		switch errno {
+		case unix.EINTR:
+		case 0:
+			return 1, 0
+		default:
+			return 0, errno
 		}
 	}
 }

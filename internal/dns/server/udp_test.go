@@ -230,6 +230,49 @@ func TestAddressIsTaken(t *testing.T) {
 	}
 }
 
+// TestFewAndMany goes from packets that come one at a time to many at once and back, some of them too long, and gets the same answers.
+func TestFewAndMany(t *testing.T) {
+	t.Parallel()
+	for _, addr := range []string{"127.0.0.1:0", "0.0.0.0:0"} {
+		s := start(t, Options{Listen: []netip.AddrPort{netip.MustParseAddrPort(addr)}, Sockets: 1})
+		conn := dial(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), s.Addrs()[0].Port()))
+		packet, answer := pack(t, question("web.ns.svc.cluster.test.", dns.TypeA)), make([]byte, 512)
+		write := func(p []byte) {
+			t.Helper()
+			if _, err := conn.Write(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		long, tooLong := 0, append(slices.Clone(packet), make([]byte, maxRequest)...)
+		for round, many := range []int{1, 1, 1, 50, 1, 3, 1, 2, 2, 1, 1} {
+			for range many {
+				write(packet)
+			}
+			if round%2 == 1 {
+				write(tooLong)
+				long++
+			}
+			for range many {
+				n, err := conn.Read(answer)
+				if err != nil {
+					t.Fatalf("%s, round %d: %v", addr, round, err)
+				}
+				var m dns.Msg
+				if err := m.Unpack(answer[:n]); err != nil {
+					t.Fatal(err)
+				}
+				wantBrief(t, &m, webAnswer)
+			}
+		}
+		testkit.Await(t, patience, func() error {
+			if got := metric(t, s, "endpointd_dns_malformed_total"); int(got) != long {
+				return fmt.Errorf("%s: %v packets were too long, want %d", addr, got, long)
+			}
+			return nil
+		})
+	}
+}
+
 // TestPartialSends has the kernel take fewer messages than it got, refuse one, and have no room.
 func TestPartialSends(t *testing.T) {
 	t.Parallel()
