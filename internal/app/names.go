@@ -60,6 +60,7 @@ type names struct {
 	forwarder *forward.Forwarder
 	zone      atomic.Pointer[zone.Zone] // of the last Snapshot; who calls set writes it
 	first     chan struct{}             // closed when there is one
+	patience  time.Duration             // of those who asked before this run, until then
 
 	clients atomic.Pointer[clients]
 	mu      sync.Mutex // guards what follows
@@ -76,7 +77,7 @@ type clients struct {
 
 // newNames binds the addresses, or takes them over from an earlier run.
 func newNames(ctx context.Context, o namesOptions) (*names, error) {
-	n := &names{o: o, first: make(chan struct{})}
+	n := &names{o: o, first: make(chan struct{}), patience: firstPatience}
 	n.o.Clients = slices.Concat(o.Clients, o.Transfers)
 	n.clients.Store(&clients{all: n.o.Clients})
 	empty, err := zone.New(zone.Options{Domain: o.Domain, TTL: o.TTL, Servers: o.servers})
@@ -287,7 +288,7 @@ func (n *names) awaitFirst(ctx context.Context) {
 	if !n.server.Inherited() {
 		return
 	}
-	limit := time.NewTimer(firstPatience)
+	limit := time.NewTimer(n.patience)
 	defer limit.Stop()
 	select {
 	case <-n.first:

@@ -75,6 +75,12 @@ func namesOf(t *testing.T, change func(*namesOptions)) *names {
 func runNames(t *testing.T, change func(*namesOptions)) *names {
 	t.Helper()
 	n := namesOf(t, change)
+	start(t, n)
+	return n
+}
+
+func start(t *testing.T, n *names) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- n.run(ctx) }()
@@ -84,7 +90,6 @@ func runNames(t *testing.T, change func(*namesOptions)) *names {
 			t.Errorf("run: %v", err)
 		}
 	})
-	return n
 }
 
 // snapshotOf is what a node makes of objects.

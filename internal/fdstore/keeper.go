@@ -63,6 +63,11 @@ func Inherit() *Keeper {
 	return k
 }
 
+// Given is what a process finds that has no supervisor now, though an earlier run had one, which kept these: for tests.
+func Given(name string, files ...*os.File) *Keeper {
+	return &Keeper{files: map[string][]*os.File{name: files}}
+}
+
 // passed are the names of the descriptors from 3 on that are for this process.
 func passed(getenv func(string) string, pid, parent int) []string {
 	isFor := func(variable string, pid int) bool { return getenv(variable) == strconv.Itoa(pid) }
