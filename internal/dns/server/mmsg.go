@@ -32,8 +32,9 @@ type batch struct {
 	sendAll  sender
 
 	// single is how the next packet is read: alone, which costs less where questions come one at a time. It begins when there was but one, and ends when
-	// one was there before it was waited for.
+	// two in a row were there before they were waited for; early is how many were.
 	single, waited         bool
+	early                  int
 	received, queued, next int
 	errno                  syscall.Errno
 	// The arguments of RawConn, made once.
@@ -111,12 +112,20 @@ func (b *batch) tryReceive(fd uintptr) bool {
 			b.waited = true
 			return false
 		case 0:
-			b.single = n == 1 && (b.waited || !b.single)
 			b.received = n
+			b.adapt()
 		}
 		b.errno = errno
 		return true
 	}
+}
+
+// adapt chooses how to read from how many there were.
+func (b *batch) adapt() {
+	if b.early++; b.waited || !b.single {
+		b.early = 0
+	}
+	b.single = b.received == 1 && b.early < 2
 }
 
 // read reads what is there: one packet, or as many as there is room for.
