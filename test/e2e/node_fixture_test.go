@@ -40,6 +40,8 @@ func helper(args []string) int {
 		err = helperLink(args[1], args[2])
 	case len(args) == 2 && args[0] == "lookup": // name
 		err = helperLookup(args[1])
+	case len(args) == 3 && args[0] == "lookup-at": // address and port of a server, name
+		err = helperLookupAt(args[1], args[2])
 	case len(args) == 2 && args[0] == "lookups": // name
 		err = helperLookups(args[1], os.Stdout)
 	case len(args) > 2 && args[0] == "names": // name, addresses of DNS servers

@@ -106,19 +106,25 @@ func specHostNetwork(n *nodes) {
 	}
 }
 
-func specUser(n *nodes) {
-	testkit.Need(n.T, testkit.Feature{Name: "root", Probe: func(context.Context) error {
+// rootUser is for pods of other users.
+func rootUser() testkit.Feature {
+	return testkit.Feature{Name: "root", Probe: func(context.Context) error {
 		if os.Geteuid() != 0 {
 			return errors.New("the user namespace of somebody who is not root has no other users")
 		}
 		return nil
-	}})
+	}}
+}
+
+func specUser(n *nodes) {
+	testkit.Need(n.T, rootUser())
 	n.apply(`{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {securityContext: {runAsUser: 1234, runAsGroup: 2345, supplementalGroups: [3456], fsGroup: 4567}, containers: [
 {name: c, image: e2e/shell, securityContext: {capabilities: {add: [NET_BIND_SERVICE], drop: [ALL]}, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true}, volumeMounts: [{name: d, mountPath: /d}]},
 {name: root, image: e2e/shell, securityContext: {runAsUser: 0}}], volumes: [{name: d, emptyDir: {}}]}}`)
 	n.awaitPod("p", patience, isReady)
 	n.has(n.run("exec", "p", "-c", "c", "--", "id"), "uid=1234 gid=2345", "2345,3456,4567")
 	n.has(n.run("exec", "p", "-c", "root", "--", "id", "-u"), "0")
+	n.has(n.run("exec", "p", "-c", "c", "--", "head", "-c", "2", "/var/run/secrets/kubernetes.io/serviceaccount/token"), "ey") // its user can go there
 	if text := n.run("exec", "p", "-c", "c", "--", "sh", "-c", "touch /d/mine && stat -c %g /d/mine; touch /usr/mine 2>&1 || true; grep NoNewPrivs /proc/self/status"); !strings.HasPrefix(text, "4567\n") ||
 		!strings.Contains(text, "Read-only file system") || !strings.Contains(text, "NoNewPrivs:\t1") {
 		n.Errorf("%q", text)

@@ -41,6 +41,8 @@ func run() error {
 	if err := announce(&spec); err != nil {
 		return err
 	}
+	// That of a container. The shim's would make mount points that only root can pass, such as /var/run/secrets.
+	unix.Umask(0o022)
 	if spec.Join {
 		if err := join(); err != nil {
 			return err
@@ -148,7 +150,6 @@ func become(spec *Spec) error {
 		return err
 	}
 	resetSignals()
-	unix.Umask(0o022)
 	if err := send(Message{Exec: true}); err != nil {
 		return err
 	}
