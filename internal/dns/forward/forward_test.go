@@ -392,6 +392,7 @@ func TestStubDomains(t *testing.T) {
 	for _, name := range []string{"example.", "com.", "a.none.corp.test."} {
 		want(t, closed, ask(t, name, dns.TypeA), "NXDOMAIN")
 	}
+	want(t, closed, ask(t, ".", dns.TypeNS))
 	want(t, closed, ask(t, "a.corp.test.", dns.TypeA), "a.corp.test. 60 IN A 10.0.0.2")
 	want(t, f, ask(t, "version.bind.", dns.TypeTXT, func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }), "REFUSED")
 }

@@ -88,7 +88,11 @@ func (f *Forwarder) Resolve(ctx context.Context, q *wire.Query) (*Answer, error)
 		return failure(asked, dns.RcodeRefused, 0), nil
 	}
 	if len(z.upstreams) == 0 {
-		return failure(asked, dns.RcodeNameError, 0), nil
+		rcode := dns.RcodeNameError
+		if q.Name[0] == 0 {
+			rcode = dns.RcodeSuccess // the root is there, with the cluster's domain below it
+		}
+		return failure(asked, rcode, 0), nil
 	}
 	now := f.o.Clock()
 	known := f.cache.find([]byte(asked))
