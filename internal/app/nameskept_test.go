@@ -3,15 +3,20 @@ package app
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
 
+	"github.com/endpointd/endpointd/internal/controller/nodedns"
 	"github.com/endpointd/endpointd/internal/fdstore"
+	"github.com/endpointd/endpointd/internal/node/register"
 )
 
 // sent is a question to a server that may not run yet.
@@ -90,4 +95,49 @@ func TestNamesInheritedEnd(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	check(t, n.run(ctx))
+}
+
+// The Node tells of the DNS server from the beginning if an earlier one's sockets are there, and of a new one when it answers.
+func TestNodeInheritsNames(t *testing.T) {
+	t.Parallel()
+	snapshot := snapshotOf(t, webAndPeers)
+	port := func(addr netip.AddrPort) string { return strconv.Itoa(int(addr.Port())) }
+	old, files := keptSockets(t)
+	_, others := keptSockets(t)
+	pid := os.Getpid()
+	fresh := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 77, byte(pid >> 8), byte(pid)}), 20053) // nobody else's, and never given for port 0
+	for _, c := range []struct {
+		name                  string
+		kept                  []*os.File
+		listen                netip.AddrPort
+		first, made, answered string
+	}{
+		{"the same port", files, old, port(old), port(old), port(old)},
+		{"another port", others, fresh, port(fresh), "", port(fresh)},
+		{"nothing kept", nil, fresh, "", "", port(fresh)},
+	} {
+		a := &agent{plane: planeOf(t), registry: &register.Registration{}, kept: fdstore.Given(keptNames, c.kept...), o: NodeOptions{
+			Addrs: []netip.Addr{c.listen.Addr()}, DNSPort: c.listen.Port(), Domain: "cluster.local",
+			Names: NamesOptions{ResolvConf: resolvConf(t, "")}, Logger: slog.New(slog.DiscardHandler),
+		}}
+		var got []string
+		note := func() { got = append(got, a.annotations()[nodedns.Annotation]) }
+		a.expectNames()
+		note()
+		a.makeNames(t.Context())
+		if a.names == nil {
+			t.Fatal(a.noNames)
+		}
+		note()
+		a.setNames(snapshot)
+		note()
+		a.names.server.Close()
+		if want := []string{c.first, c.made, c.answered}; !slices.Equal(got, want) {
+			t.Errorf("%s: the Node tells of the ports %q, want %q", c.name, got, want)
+		}
+	}
+	a := &agent{kept: fdstore.Given(keptNames, nil)}
+	if a.expectNames(); a.annotations()[nodedns.Annotation] != "" {
+		t.Error("the Node tells of a DNS server that there is not to be")
+	}
 }

@@ -108,7 +108,7 @@ type agent struct {
 	endNames  func() // and returns when it has ended; nil = it was not begun
 	noNames   error  // why there is none, if there was to be one
 	kept      *fdstore.Keeper
-	answering atomic.Bool // names answers from a Snapshot, or will those who ask already: an earlier run's sockets collect questions
+	answering atomic.Bool // names answers from a Snapshot, or an earlier run's sockets collect questions until it does
 
 	work sync.WaitGroup
 	fail context.CancelCauseFunc
@@ -134,7 +134,7 @@ func RunNode(ctx context.Context, o NodeOptions) (err error) {
 	}
 	defer lock.Close() //nolint:errcheck // it is only held
 	a := &agent{o: o, kept: kept}
-	a.answering.Store(o.DNSPort != 0 && kept.Has(keptNames))
+	a.expectNames()
 	if err := a.connect(); err != nil {
 		return err
 	}

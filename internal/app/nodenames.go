@@ -18,6 +18,9 @@ import (
 	"github.com/endpointd/endpointd/internal/model"
 )
 
+// expectNames has the Node go on telling of the DNS server if an earlier run's sockets collect questions for it: clients are to be led there meanwhile.
+func (a *agent) expectNames() { a.answering.Store(a.o.DNSPort != 0 && a.kept.Has(keptNames)) }
+
 // makeNames makes the node's DNS server, if it is to have one. That another program has the port costs no more than this.
 func (a *agent) makeNames(ctx context.Context) {
 	if a.o.DNSPort == 0 {
