@@ -50,6 +50,8 @@ func child() {
 		exit(namesMain(os.Args[2:]))
 	case upstreamCommand:
 		exit(upstreamMain())
+	case echoCommand:
+		exit(echoMain())
 	}
 }
 

@@ -98,20 +98,46 @@ func (b *bench) namesAt(ctx context.Context, services int) (err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	where := make(chan string, 1)
-	upstream, err := spot{}.start(&process{name: "upstream", heard: func(line string) { where <- line }}, filepath.Join(dir, "upstream.log"), nil, b.self, upstreamCommand)
+	if err := b.namesEcho(ctx, dir, services); err != nil {
+		return err
+	}
+	upstream, address, err := b.startPlain(ctx, dir, upstreamCommand)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, upstream.kill()) }()
-	if _, err := upstream.ready(ctx, readyWait); err != nil {
-		return err
-	}
-	address := <-where
 	if err := b.namesTogether(ctx, dir, address, services); err != nil {
 		return err
 	}
 	return b.namesChanges(ctx, dir, address, services)
+}
+
+// startPlain starts this program as a server that needs nothing, and says where it is.
+func (b *bench) startPlain(ctx context.Context, dir, command string) (*process, string, error) {
+	where := make(chan string, 1)
+	p, err := spot{}.start(&process{name: command, heard: func(line string) { where <- line }}, filepath.Join(dir, command+".log"), nil, b.self, command)
+	if err != nil {
+		return nil, "", err
+	}
+	if _, err := p.ready(ctx, readyWait); err != nil {
+		return nil, "", errors.Join(err, p.kill())
+	}
+	return p, <-where, nil
+}
+
+// namesEcho measures what no server of Go's can do without: a packet that comes and one that goes.
+func (b *bench) namesEcho(ctx context.Context, dir string, services int) (err error) {
+	p, address, err := b.startPlain(ctx, dir, echoCommand)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.kill()) }()
+	addr, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	k := kindOfQuestion{name: "packets that are sent back as they are", names: []string{"f0." + namespace + ".svc.cluster.local."}, rtype: dns.TypeA, size: 1232}
+	return b.namesRates(ctx, []*nameServer{{name: "echo", addr: addr, process: p}}, &k, services)
 }
 
 // namesTogether measures what both are asked in turn.
@@ -166,7 +192,10 @@ func (b *bench) namesRates(ctx context.Context, servers []*nameServer, k *kindOf
 	if err != nil {
 		return err
 	}
-	section := Section{Title: fmt.Sprintf("DNS, %s, %d Services", k.name, services), Columns: namesColumns()}
+	section := Section{Title: fmt.Sprintf("DNS, %s, %d Services", k.name, services)}
+	for _, s := range servers {
+		section.Columns = append(section.Columns, s.name)
+	}
 	for _, mode := range []struct {
 		name            string
 		sockets, window int

@@ -19,10 +19,12 @@ import (
 	"github.com/miekg/dns"
 )
 
-// namesCommand makes this program a DNS client that asks as fast as it can, upstreamCommand a server that knows all names.
+// namesCommand makes this program a DNS client that asks as fast as it can, upstreamCommand a server that knows all names, and echoCommand one that
+// sends all packets back as they are.
 const (
 	namesCommand    = "names-client"
 	upstreamCommand = "names-upstream"
+	echoCommand     = "names-echo"
 )
 
 // namesSpec is what such a client does.
@@ -183,4 +185,20 @@ func upstreamMain() error {
 	server.NotifyStartedFunc = func() { fmt.Println(conn.LocalAddr()) }
 	context.AfterFunc(ctx, func() { _ = server.Shutdown() })
 	return server.ActivateAndServe()
+}
+
+// echoMain sends packets back until it is killed; its first line is where.
+func echoMain() error {
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		return err
+	}
+	fmt.Println(conn.LocalAddr())
+	for packet := make([]byte, 512); ; {
+		n, from, err := conn.ReadFromUDPAddrPort(packet)
+		if err != nil {
+			return err
+		}
+		_, _ = conn.WriteToUDPAddrPort(packet[:n], from) // the client may have left
+	}
 }
