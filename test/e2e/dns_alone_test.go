@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -318,9 +319,57 @@ func TestDNSManifest(t *testing.T) {
 			}
 		}
 	}
+	// One by one, and each only when the next one answers.
 	n.kubectl.Run("-n", "kube-system", "rollout", "restart", "deployment/endpointd-dns")
 	n.kubectl.Run("-n", "kube-system", "rollout", "status", "deployment/endpointd-dns", "--timeout=60s")
 	n.kubectl.Run("delete", "-f", dnsManifest(t), "--wait=false")
+}
+
+// TestDNSDebug follows what a node's DNS server is asked, and asks how it is.
+func TestDNSDebug(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, testkit.Net())
+	u := testkit.Up(t, testkit.UpOptions{Nodes: 1})
+	n := nodesOf(t, clusterOf(t, u.Server()), u)
+	name := "kubernetes.default.svc.cluster.local"
+	n.resolves("node-1", "", name, "10.96.0.1")
+
+	cmd := u.Command("debug", "queries", "--data-dir", u.DataDir, "--name", name)
+	out, err := cmd.StdoutPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	lines := bufio.NewReader(out)
+	if head, err := lines.ReadString('\n'); err != nil || !strings.HasPrefix(head, "TIME ") {
+		t.Errorf("%q, %v", head, err)
+	}
+	n.resolves("node-1", "", "kube-dns.kube-system.svc.cluster.local", "10.96.0.10") // which is not to be shown
+	n.resolves("node-1", "", name, "10.96.0.1")
+	line, err := lines.ReadString('\n')
+	for err == nil && !strings.Contains(line, " A ") { // of A and AAAA, which go out together
+		line, err = lines.ReadString('\n')
+	}
+	if fields := strings.Fields(line); err != nil || len(fields) != 8 || !slices.Equal(fields[2:6], []string{"udp", "A", name + ".", "NOERROR"}) || fields[7] != "10.96.0.1" {
+		t.Errorf("%q, %v", line, err)
+	}
+	check(t, cmd.Process.Signal(syscall.SIGINT))
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("Ctrl-C: %v", err)
+	}
+
+	status, err := u.Try("debug", "status", "--data-dir", u.DataDir)
+	check(t, err)
+	var st struct {
+		DNS struct {
+			Problems  []string
+			Listen    []string
+			Services  int
+			Responses int
+		}
+	}
+	check(t, json.Unmarshal([]byte(status.Stdout), &st))
+	if len(st.DNS.Problems) > 0 || !slices.Contains(st.DNS.Listen, "10.200.0.11:53") || st.DNS.Services < 2 || st.DNS.Responses < 3 {
+		t.Errorf("status: %s", status.Stdout)
+	}
 }
 
 // helperLookupAt prints what a server, asked over UDP and TCP, says of a name: its records, or an RCODE.
