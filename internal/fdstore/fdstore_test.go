@@ -101,7 +101,7 @@ func own(t testing.TB, s *Store) *Keeper {
 func next(t testing.TB, s *Store) string {
 	t.Helper()
 	var given []string
-	check(t, s.Start(func(env []string, fds []uintptr) (int, error) {
+	check(t, s.Start(func(env []string, _ []uintptr) (int, error) {
 		for _, v := range env {
 			if name, value, _ := strings.Cut(v, "="); name == listenFDs || name == listenNames {
 				given = append(given, value)

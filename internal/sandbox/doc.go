@@ -9,8 +9,9 @@
 // In: a Spec. Out: running processes, events for whoever shows progress, a control socket in the data folder.
 //
 // Invariants: nothing outlives the host side, whatever kills it: the kernel ends the inside with it, and with PID 1 everything
-// else; what is left are files, and cgroups that the next start or Clean removes. The machine's own network is only looked at
-// through listeners on loopback. All processes inside are children of one reaper. A thread that joined a namespace ends there.
+// else, with the sockets that agents keep over their restarts (package fdstore); what is left are files, and cgroups that the next
+// start or Clean removes. The machine's own network is only looked at through listeners on loopback. All processes inside are
+// children of one reaper. A thread that joined a namespace ends there.
 //
 // It refuses to know Kubernetes: what the processes are told is in their arguments, which internal/app composes.
 //

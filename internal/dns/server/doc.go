@@ -17,7 +17,7 @@
 //   - Memory is bounded whatever comes: sockets × batch, waiting requests and connections (of one client, too), buckets of the rate limit, pods.
 //   - A response leaves from the address that its request came to, is no longer than the client takes, and goes to nobody who may not ask.
 //   - If something cannot be waited for, the response says what is certain: a CNAME without its target, that a name is not in the zone, or SERVFAIL.
-//   - What Run started has ended when it returns.
+//   - What Run started has ended when it returns. Sockets that somebody keeps open collect requests on, and the next Server reads them.
 //
 // It refuses to know Kubernetes, to keep answers, to choose upstreams, and to decide whose addresses are whose.
 //
