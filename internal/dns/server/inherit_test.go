@@ -86,7 +86,11 @@ func TestInherited(t *testing.T) {
 // What fits no address is closed, and what is missing is bound.
 func TestInheritedOthers(t *testing.T) {
 	t.Parallel()
-	first, stop := startUntil(t, Options{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("127.0.0.2:0")}, Sockets: 1})
+	pid := os.Getpid()
+	mine := func(second byte) netip.AddrPort { // where nobody takes a port while it is free
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, second, byte(pid >> 8), byte(pid)}), 0)
+	}
+	first, stop := startUntil(t, Options{Listen: []netip.AddrPort{mine(77), mine(78)}, Sockets: 1})
 	here, there := first.Addrs()[0], first.Addrs()[1]
 	kept := duplicates(t, first.Sockets()...)
 	stop()
@@ -128,9 +132,9 @@ func TestInheritedOthers(t *testing.T) {
 
 const foreignSocket = "DNS_SERVER_TEST_FOREIGN"
 
-// TestInheritedElsewhere has a socket of another network namespace not be taken for one of this, though its address is the same.
+// TestInheritedElsewhere has a socket of another network namespace not be taken for one of this, though its address is the same. It runs alone: until
+// a child executes it has all that is open here, and addresses that other tests bind again.
 func TestInheritedElsewhere(t *testing.T) {
-	t.Parallel()
 	testkit.Need(t, testkit.Net())
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
