@@ -172,10 +172,7 @@ func follow(w io.Writer, control *http.ResponseController, tap *dnsserver.Tap, o
 			_, _ = fmt.Fprintf(w, "%d omitted\n", n)
 		}
 	}
-	defer func() {
-		omitted()
-		_ = control.Flush()
-	}()
+	defer func() { _ = control.Flush() }()
 	for {
 		select {
 		case e := <-tap.Exchanges():
@@ -191,8 +188,10 @@ func follow(w io.Writer, control *http.ResponseController, tap *dnsserver.Tap, o
 			for len(tap.Exchanges()) > 0 {
 				_, _ = fmt.Fprintln(w, <-tap.Exchanges())
 			}
+			omitted()
 			return
 		case <-gone:
+			omitted()
 			_, _ = fmt.Fprintln(w, "the agent ends")
 			return
 		}

@@ -128,6 +128,9 @@ func TestDNSAlone(t *testing.T) {
 	awaitWeb("/readyz", "200 ok")
 	playNames(t, second.client)
 	awaitName("web.names.svc.cluster.local.", "NOERROR 10.96.0.77")
+	// Now it knows peers, too, which was made before: its endpoints are a change.
+	_, err = second.client.DiscoveryV1().EndpointSlices("names").Create(t.Context(), headlessSlice("peers", "10.244.1.9", "10.244.2.9"), metav1.CreateOptions{})
+	check(t, err)
 	awaitName("peers.names.svc.cluster.local.", "NOERROR 10.244.1.9 10.244.2.9")
 	awaitName("none.names.svc.cluster.local.", "NXDOMAIN")
 	awaitName("10-244-1-7.names.pod.cluster.local.", "NOERROR 10.244.1.7")
@@ -159,20 +162,18 @@ func listenAny(network, addr string) (io.Closer, error) {
 	return net.Listen(network, addr)
 }
 
-// playNames makes what TestDNSAlone asks for. The slice is made first without endpoints: what is told first is no change.
+// playNames makes what TestDNSAlone asks for, but endpoints.
 func playNames(t *testing.T, client kubernetes.Interface) {
 	t.Helper()
 	namespace(t, client, "names")
 	ports := []corev1.ServicePort{{Port: 80, Protocol: corev1.ProtocolTCP}}
 	for _, s := range []*corev1.Service{
-		{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.77", Ports: ports}},
 		{ObjectMeta: metav1.ObjectMeta{Name: "peers"}, Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone, Ports: ports}},
+		{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.77", Ports: ports}},
 	} {
 		_, err := client.CoreV1().Services("names").Create(t.Context(), s, metav1.CreateOptions{})
 		check(t, err)
 	}
-	_, err := client.DiscoveryV1().EndpointSlices("names").Create(t.Context(), headlessSlice("peers", "10.244.1.9", "10.244.2.9"), metav1.CreateOptions{})
-	check(t, err)
 	for name, status := range map[string]corev1.PodStatus{
 		"lonely": {Phase: corev1.PodRunning, PodIP: "10.244.1.7", PodIPs: []corev1.PodIP{{IP: "10.244.1.7"}}},
 		"ended":  {Phase: corev1.PodSucceeded, PodIP: "10.244.1.8", PodIPs: []corev1.PodIP{{IP: "10.244.1.8"}}},

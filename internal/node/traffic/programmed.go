@@ -29,7 +29,8 @@ func (t *Traffic) triggered(s *discoveryv1.EndpointSlice) {
 	t.late[key] = at
 }
 
-// programmed tells of the triggers of those Services that are not as they were. A slice that says what was known before changes none.
+// programmed tells of the triggers of those Services that are not as they were. A slice that says what was known before changes none,
+// and of a Service that comes after its slices nothing is told: they were not what was waited for.
 func (t *Traffic) programmed(was, now *model.Snapshot, all triggers) {
 	if len(all) == 0 || now == was {
 		return
