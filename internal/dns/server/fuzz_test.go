@@ -18,7 +18,7 @@ func FuzzAnswer(f *testing.F) {
 	s, err := New(f.Context(), Options{
 		Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Sockets: 1, Zone: full, Forwarder: forwarder,
 		Namespace: func(a netip.Addr) (string, bool) { return map[bool]string{true: "shop", false: "ns"}[a.Is6()], true },
-		Searches:  []string{"corp.example"}, Limits: Limits{PerSecond: -1},
+		Searches:  []string{"corp.example"}, Limits: Limits{PerSecond: -1}, Transfer: everybody,
 		PodExists: func(context.Context, string, netip.Addr) (bool, error) { return true, nil },
 	})
 	if err != nil {
@@ -39,6 +39,11 @@ func FuzzAnswer(f *testing.F) {
 			m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0102030405060708"}}
 			f.Add(pack(f, m), true)
 		}
+	}
+	part := question("cluster.local.", dns.TypeIXFR)
+	for _, serial := range []uint32{1, 1 << 31} {
+		part.Ns = []dns.RR{&dns.SOA{Hdr: dns.RR_Header{Name: "cluster.local.", Rrtype: dns.TypeSOA, Class: dns.ClassINET}, Ns: ".", Mbox: ".", Serial: serial}}
+		f.Add(pack(f, part), true)
 	}
 	w := newWorker(s, s.slow)
 	f.Fuzz(func(t *testing.T, packet []byte, tcp bool) {
