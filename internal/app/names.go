@@ -100,6 +100,9 @@ func newNames(ctx context.Context, o namesOptions) (*names, error) {
 	if err != nil {
 		return nil, err
 	}
+	if n.server.Inherited() {
+		o.log.Info("names: taken over from an earlier run, with what was asked meanwhile")
+	}
 	return n, nil
 }
 
