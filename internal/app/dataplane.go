@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/endpointd/endpointd/internal/dataplane/rivals"
 	"github.com/endpointd/endpointd/internal/dataplane/slots"
 	"github.com/endpointd/endpointd/internal/model"
+	"github.com/endpointd/endpointd/internal/node/podnet"
 )
 
 // DataPlane says how connections are led to endpoints. nftables is always there: it serves what eBPF leaves, which is for clients on the node.
@@ -83,17 +85,13 @@ func newPlane(ctx context.Context, o planeOptions) (*plane, error) {
 
 // choose makes the Proxiers, and says which and why.
 func (p *plane) choose(ctx context.Context) error {
-	tables, err := nftables.New(nftables.Options{Logger: p.o.log, Adopted: p.inherit})
-	if err != nil {
-		return onThisKernel(err)
-	}
-	p.name, p.proxiers = "nftables", []dataplane.Proxier{tables}
 	why := "as asked for"
+	p.name = "nftables"
 	if p.o.kind != DataPlaneNFTables {
 		sockets, err := p.sockets(ctx)
 		switch {
 		case err == nil:
-			p.name, p.ebpf, p.proxiers = "ebpf and nftables", true, append(p.proxiers, sockets)
+			p.name, p.ebpf, p.proxiers = "ebpf and nftables", true, []dataplane.Proxier{sockets}
 			if p.o.kind == DataPlaneAuto {
 				why = "this machine has all that is needed"
 			}
@@ -103,6 +101,11 @@ func (p *plane) choose(ctx context.Context) error {
 			why = "no eBPF: " + onThisKernel(err).Error()
 		}
 	}
+	tables, err := nftables.New(nftables.Options{Logger: p.o.log, Adopted: p.inherit, Untracked: p.ebpf, Kin: []string{podnet.Table}})
+	if err != nil {
+		return onThisKernel(err)
+	}
+	p.proxiers = slices.Insert(p.proxiers, 0, dataplane.Proxier(tables)) // what serves everybody is in force first
 	if !p.ebpf {
 		if err := ebpf.RemovePins(p.o.pins); err != nil {
 			return fmt.Errorf("what an earlier run with eBPF left: %w", err)

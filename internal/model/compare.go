@@ -77,5 +77,5 @@ func equalOrigins(a, b *Origin) bool {
 func (n *Network) equal(other *Network) bool {
 	return n.Node == other.Node && n.Zone == other.Zone && slices.Equal(n.NodePortAddrs, other.NodePortAddrs) &&
 		slices.Equal(n.PodCIDRs, other.PodCIDRs) && slices.Equal(n.ClusterCIDRs, other.ClusterCIDRs) &&
-		slices.Equal(n.ServiceCIDRs, other.ServiceCIDRs)
+		slices.Equal(n.NodePodCIDRs, other.NodePodCIDRs) && slices.Equal(n.ServiceCIDRs, other.ServiceCIDRs)
 }

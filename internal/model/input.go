@@ -136,6 +136,7 @@ func (in Input) WithNetwork(network Network) Input {
 	network.NodePortAddrs = sortAddrs(network.NodePortAddrs)
 	network.PodCIDRs = sortPrefixes(network.PodCIDRs)
 	network.ClusterCIDRs = sortPrefixes(network.ClusterCIDRs)
+	network.NodePodCIDRs = sortPrefixes(network.NodePodCIDRs)
 	network.ServiceCIDRs = sortPrefixes(network.ServiceCIDRs)
 	if network.equal(&in.network) {
 		return in

@@ -27,6 +27,9 @@ type Network struct {
 	PodCIDRs []netip.Prefix
 	// ClusterCIDRs are the ranges of all nodes' pods; what comes from there, or from the node itself, is internal traffic.
 	ClusterCIDRs []netip.Prefix
+	// NodePodCIDRs are the ranges that Nodes have for their pods, this one's among them. There are pods and nothing else there, while ClusterCIDRs can
+	// be wider, for somebody has written them down.
+	NodePodCIDRs []netip.Prefix
 	// ServiceCIDRs are the ranges of ClusterIPs: what is sent to an address there that no Service has goes nowhere. Empty if not known.
 	ServiceCIDRs []netip.Prefix
 }

@@ -60,6 +60,7 @@ func (t texter) network(n *Network) {
 		{"node port addresses", stringsOf(n.NodePortAddrs)},
 		{"pods", stringsOf(n.PodCIDRs)},
 		{"cluster", stringsOf(n.ClusterCIDRs)},
+		{"nodes' pods", stringsOf(n.NodePodCIDRs)},
 		{"services", stringsOf(n.ServiceCIDRs)},
 	} {
 		if len(part.list) > 0 {

@@ -182,7 +182,7 @@ func TestRandom(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	ours := dptest.NewSuite(t, dptest.Options{New: func(*dptest.World) ([]dataplane.Proxier, error) {
-		p, err := nftables.New(nftables.Options{})
+		p, err := nftables.New(nftables.Options{Untracked: true})
 		return []dataplane.Proxier{p}, err
 	}})
 	theirs := dptest.NewSuite(t, options(t))

@@ -32,11 +32,27 @@ type Conn struct {
 
 // Dial connects from the place. No answer in time is os.ErrDeadlineExceeded, a refusal ECONNREFUSED.
 func (p *Place) Dial(protocol model.Protocol, to netip.AddrPort, timeout time.Duration) (*Conn, error) {
+	return p.dial(protocol, 0, to, timeout)
+}
+
+// DialFrom is Dial by TCP from a port of the client's choice.
+func (p *Place) DialFrom(port uint16, to netip.AddrPort, timeout time.Duration) (*Conn, error) {
+	return p.dial(model.TCP, port, to, timeout)
+}
+
+func (p *Place) dial(protocol model.Protocol, port uint16, to netip.AddrPort, timeout time.Duration) (*Conn, error) {
 	c := &Conn{protocol: protocol}
 	err := p.Do(func() error {
 		fd, err := p.socket(protocol, to.Addr().Is6())
 		if err != nil {
 			return err
+		}
+		if port != 0 {
+			err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, sockaddr(netip.AddrPortFrom(p.Addr(to.Addr().Is6()), port))))
+			if err != nil {
+				_ = unix.Close(fd)
+				return err
+			}
 		}
 		if err := unix.Connect(fd, sockaddr(to)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 			_ = unix.Close(fd)

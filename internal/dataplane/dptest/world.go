@@ -61,6 +61,7 @@ func Network() model.Network {
 		NodePortAddrs: []netip.Addr{pick(false, nodeV4, nodeV6), pick(true, nodeV4, nodeV6)},
 		PodCIDRs:      prefixes("10.244.1.0/24", "fd00:244:0:1::/64"),
 		ClusterCIDRs:  prefixes("10.244.0.0/16", "fd00:244::/48"),
+		NodePodCIDRs:  prefixes("10.244.1.0/24", "10.244.2.0/24", "fd00:244:0:1::/64", "fd00:244:0:2::/64"),
 		ServiceCIDRs:  prefixes("10.96.0.0/16", "fd00:96::/108"),
 	}
 }

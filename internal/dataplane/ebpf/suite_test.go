@@ -21,7 +21,7 @@ func TestSuite(t *testing.T) {
 	var p *Proxier
 	dptest.Run(t, dptest.Options{
 		New: func(w *dptest.World) ([]dataplane.Proxier, error) {
-			rules, err := nftables.New(nftables.Options{Logger: log})
+			rules, err := nftables.New(nftables.Options{Logger: log, Untracked: true})
 			if err != nil {
 				return nil, err
 			}

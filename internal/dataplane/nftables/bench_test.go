@@ -70,7 +70,7 @@ func newProxier(b testing.TB, place *dptest.Place) *Proxier {
 	b.Helper()
 	var p *Proxier
 	err := place.Do(func() (err error) {
-		p, err = New(Options{})
+		p, err = New(Options{Untracked: true})
 		return err
 	})
 	if err != nil {

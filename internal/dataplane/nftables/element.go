@@ -62,6 +62,7 @@ const (
 	podRanges
 	clusterRanges
 	serviceRanges
+	untrackedRanges
 	entry
 	pickInternal
 	pickExternal
@@ -150,6 +151,8 @@ func (k kind) layout() layout {
 		return layout{name: "cluster", key: []field{fieldAddr}, flags: unix.NFT_SET_INTERVAL}
 	case serviceRanges:
 		return layout{name: "services", key: []field{fieldAddr}, flags: unix.NFT_SET_INTERVAL}
+	case untrackedRanges:
+		return layout{name: "untracked", key: []field{fieldAddr}, flags: unix.NFT_SET_INTERVAL}
 	case entry:
 		return layout{name: "entry", key: []field{fieldClass}, data: verdicts}
 	case pickInternal:

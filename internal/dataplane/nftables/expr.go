@@ -221,7 +221,9 @@ func masquerade() part {
 // for the same port, if that is free. Else an endpoint that a client dials both at its own address and through a Service would see connections of one
 // four-tuple whose clocks have nothing to do with each other (the offset of TCP's timestamps, RFC 7323, section 5.4, depends on what was dialled and
 // from where), and refuse those that follow one in TIME-WAIT.
-func (f family) ownPorts() part {
+//
+// A server's port from 32768 on is an exception: its clients have ports there, too. So ports alone say which packets between pods were not translated.
+func (f family) ownPorts(high bool) part {
 	addr, lowest, highest := register(0), f.registers(), f.registers()+1
 	p := part{code: expression("nat", func(b []byte) []byte {
 		b = attr32(attr32(b, unix.NFTA_NAT_TYPE, unix.NFT_NAT_SNAT), unix.NFTA_NAT_FAMILY, uint32(f.protocol()))
@@ -229,7 +231,30 @@ func (f family) ownPorts() part {
 		b = attr32(attr32(b, unix.NFTA_NAT_REG_PROTO_MIN, lowest.number()), unix.NFTA_NAT_REG_PROTO_MAX, highest.number())
 		return attr32(b, unix.NFTA_NAT_FLAGS, portOffset|portsGiven)
 	})}
+	if high {
+		return join(fmt.Sprintf("snat to %s saddr:32768-65535 by its port", f.ip()), f.address(true, addr), immediate(lowest, 0x80, 0), immediate(highest, 0xff, 0xff), p)
+	}
 	return join(fmt.Sprintf("snat to %s saddr:1024-32767 by its port", f.ip()), f.address(true, addr), immediate(lowest, 0x04, 0), immediate(highest, 0x7f, 0xff), p)
+}
+
+// highDestination matches ports from 32768 on, or those below.
+func highDestination(is bool) part {
+	text := "th dport < 32768"
+	if is {
+		text = "th dport >= 32768"
+	}
+	return join(text, port(0), and(0, []byte{0x80, 0}), compare(0, !is, 0, 0))
+}
+
+// notrack has conntrack not look at the packet.
+func notrack() part { return part{text: "notrack", code: expression("notrack", nil)} }
+
+func protocolIsNot(name string, number byte) part {
+	return join("meta l4proto != "+name, meta(unix.NFT_META_L4PROTO, 0), compare(0, false, number))
+}
+
+func tcp() part {
+	return join("meta l4proto tcp", meta(unix.NFT_META_L4PROTO, 0), compare(0, true, unix.IPPROTO_TCP))
 }
 
 func reject(text string, kind uint32, code byte) part {

@@ -183,7 +183,7 @@ func TestErrors(t *testing.T) {
 	input, _ := served(t, w)
 	s := model.Build(input, nil)
 	p := synced(t, w, s)
-	c := plan(newState(), nil, s)
+	c := plan(newState(), nil, s, true)
 	write := p.writer(p.name)
 	c.write(p.name, write) // all of it is there already
 	write.flush()
@@ -230,7 +230,7 @@ func TestUnsupported(t *testing.T) {
 // TestBudget holds what a Service costs in the kernel, and that rules are the same for any number of them.
 func TestBudget(t *testing.T) {
 	count := func(services, each int) (elements int) {
-		c := plan(newState(), nil, model.Build(many(services, each), nil))
+		c := plan(newState(), nil, model.Build(many(services, each), nil), true)
 		counter := counter{}
 		c.write("t", &counter)
 		return counter.elements

@@ -24,6 +24,10 @@ type Options struct {
 	// Adopted, if not nil, is told in the first Sync, once, before what is in force changes, what an earlier run left there as far as it is
 	// known. It must neither keep nor change the Table. Without such a run it is not called.
 	Adopted func(*slots.Table)
+	// Untracked has TCP connections between pods pass conntrack by, as long as there are no tables in this network but those of this Proxier and Kin.
+	// That is for where hardly anything between pods is translated, because eBPF has led the clients' sockets.
+	Untracked bool
+	Kin       []string
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -43,6 +47,7 @@ type Proxier struct {
 	// synced is that of the last Sync that succeeded.
 	synced  *model.Snapshot
 	adopted bool // Options.Adopted was called
+	alone   bool // nobody else has rules here, see lookAround
 }
 
 // New opens nftables of the network namespace of the calling thread. It changes nothing there.
@@ -123,6 +128,9 @@ func (p *Proxier) find() error {
 	if err := p.watch.begin(); err != nil {
 		return err
 	}
+	if _, err := p.lookAround(); err != nil {
+		return err
+	}
 	first := tableName(p.options.Table)
 	var left *slots.Table
 	for _, name := range []tableName{first, p.otherName(first)} {
@@ -171,7 +179,7 @@ func (p *Proxier) removeOther(t tableName) error {
 
 // update changes what differs in a table that is in force.
 func (p *Proxier) update(s *model.Snapshot) (wrote bool, err error) {
-	c := plan(p.have, p.last, s)
+	c := plan(p.have, p.last, s, p.alone)
 	if !c.none() {
 		wrote = true
 		w := p.writer(p.name)
@@ -208,7 +216,7 @@ func (p *Proxier) build(s *model.Snapshot, old tableName, shape shape) error {
 		name = p.otherName(old)
 	}
 	have := newState()
-	c := plan(have, nil, s)
+	c := plan(have, nil, s, p.alone)
 	w := p.writer(name)
 	w.first(name.removeTable()...)
 	w.first(name.newTable(shape.version))
@@ -274,6 +282,13 @@ func (p *Proxier) Verify(ctx context.Context) (repaired bool, err error) {
 	s := p.synced
 	if s == nil {
 		return false, nil
+	}
+	changed, err := p.lookAround()
+	if err == nil && changed {
+		_, err = p.sync(ctx, s)
+	}
+	if err != nil {
+		return false, err
 	}
 	generation, err := p.generation()
 	if err != nil || generation == p.watch.heard && !p.watch.touched {

@@ -381,7 +381,7 @@ func (r *elementReader) accept(e element) bool {
 		return ok
 	case hairpins, addresses:
 		return r.address(e, f)
-	case podRanges, clusterRanges, serviceRanges:
+	case podRanges, clusterRanges, serviceRanges, untrackedRanges:
 		addr, ok := netip.AddrFromSlice(e.key)
 		if ok && len(e.key) == f.size() {
 			bounds := &r.bounds[e.set.kind()-podRanges][e.set%2]

@@ -22,14 +22,16 @@ type state struct {
 	timeouts  tally[uint32]         // seconds of affinity → Services that ask for it
 	sticky    tally[stickyEndpoint] // endpoints of pools with affinity
 	ranges    [rangeKinds][]span
+	// mistakable is how many frontends have an address among those of pods; -1 if that is not known.
+	mistakable int
 }
 
 func newState() *state {
-	return &state{table: slots.New(), addresses: tally[netip.Addr]{}, timeouts: tally[uint32]{}, sticky: tally[stickyEndpoint]{}}
+	return &state{table: slots.New(), addresses: tally[netip.Addr]{}, timeouts: tally[uint32]{}, sticky: tally[stickyEndpoint]{}, mistakable: -1}
 }
 
-// rangeKinds are podRanges, clusterRanges and serviceRanges.
-const rangeKinds = 3
+// rangeKinds are podRanges, clusterRanges, serviceRanges and untrackedRanges.
+const rangeKinds = 4
 
 // A tally counts who needs something that the kernel has once.
 type tally[K comparable] map[K]int
@@ -91,6 +93,8 @@ type change struct {
 	timeouts  delta[uint32]
 	sticky    delta[stickyEndpoint]
 	ranges    [rangeKinds]*[]span // nil: as they are
+
+	mistakable int // after it
 }
 
 // none says that there is nothing to write.
@@ -99,8 +103,9 @@ func (c *change) none() bool {
 		len(c.sticky.added)+len(c.sticky.gone) == 0 && c.ranges == [rangeKinds]*[]span{}
 }
 
-// plan is pure. was is what the state is after, nil if that is not known: then all of it is compared.
-func plan(have *state, was, now *model.Snapshot) *change {
+// plan is pure. was is what the state is after, nil if that is not known: then all of it is compared. Alone says that nobody else's rules are there,
+// see [Proxier.lookAround].
+func plan(have *state, was, now *model.Snapshot, alone bool) *change {
 	c := &change{Change: have.table.Plan(was, now)}
 	var sum needs
 	sum.addresses, sum.timeouts, sum.sticky = map[netip.Addr]int{}, map[uint32]int{}, map[stickyEndpoint]int{}
@@ -116,7 +121,9 @@ func plan(have *state, was, now *model.Snapshot) *change {
 		}
 	}
 	c.addresses, c.timeouts, c.sticky = have.addresses.plan(sum.addresses), have.timeouts.plan(sum.timeouts), have.sticky.plan(sum.sticky)
-	for i, prefixes := range [rangeKinds][]netip.Prefix{now.Network.PodCIDRs, now.Network.ClusterCIDRs, now.Network.ServiceCIDRs} {
+	n := &now.Network
+	c.mistakable = have.mistakableAfter(c.Change, was, now)
+	for i, prefixes := range [rangeKinds][]netip.Prefix{n.PodCIDRs, n.ClusterCIDRs, n.ServiceCIDRs, untracked(n, c.mistakable, alone)} {
 		if spans := spansOf(prefixes); !slices.Equal(spans, have.ranges[i]) {
 			c.ranges[i] = &spans
 		}
@@ -130,6 +137,7 @@ func (s *state) apply(c *change) {
 	s.addresses.apply(c.addresses)
 	s.timeouts.apply(c.timeouts)
 	s.sticky.apply(c.sticky)
+	s.mistakable = c.mistakable
 	for i, spans := range c.ranges {
 		if spans != nil {
 			s.ranges[i] = *spans

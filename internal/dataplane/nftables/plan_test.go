@@ -48,7 +48,7 @@ func TestPlan(t *testing.T) {
 	for _, step := range steps {
 		input = step.next()
 		now := model.Build(input, was)
-		c := plan(have, was, now)
+		c := plan(have, was, now, true)
 		fmt.Fprintf(&out, "\n# %s\n", step.story)
 		var text strings.Builder
 		c.write("t", script{"t", &text})
@@ -57,10 +57,10 @@ func TestPlan(t *testing.T) {
 		out.WriteString(strings.Join(lines, "\n") + "\n")
 		have.apply(c)
 		was = now
-		if again := plan(have, was, now); !again.none() {
+		if again := plan(have, was, now, true); !again.none() {
 			t.Errorf("%s: a second Sync would write", step.story)
 		}
-		if full := plan(have, nil, now); !full.none() {
+		if full := plan(have, nil, now, true); !full.none() {
 			t.Errorf("%s: what was planned is not what should be: %+v", step.story, full.Change)
 		}
 	}

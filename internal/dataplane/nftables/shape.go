@@ -76,12 +76,13 @@ func staticShape(withSocket bool) shape {
 			s.choose(f, side)
 		}
 		s.afterwards(f)
+		s.untracked(f)
 	}
 	s.hooks()
 	if withSocket {
 		s.chains = append(s.chains, chain{socketChain, &hook{"filter", unix.NF_INET_LOCAL_IN, filterPriority}, []rule{
 			{invalid(), join("socket exists", socketExists()), accept()},
-			{invalid(), join("meta l4proto tcp", meta(unix.NFT_META_L4PROTO, 0), compare(0, true, unix.IPPROTO_TCP)), drop()},
+			{invalid(), tcp(), drop()},
 		}})
 	}
 	s.version = s.hash()
@@ -259,13 +260,13 @@ func (s *shape) afterwards(f family) {
 	)
 	sticky := rule{f.dialledFirst(), flag("sticky", flagSticky, true), jump(f.chain("remember"))}
 	s.add(f.chain("received"), sticky)
-	tcp := join("meta l4proto tcp", meta(unix.NFT_META_L4PROTO, 0), compare(0, true, unix.IPPROTO_TCP))
 	itself := join(fmt.Sprintf("%s saddr . %s daddr @%s", f.ip(), f.ip(), hairpins.of(f).name()),
 		f.address(true, 0), f.address(false, f.registers()), member(hairpins.of(f), 0))
 	s.add(f.chain("masquerade"),
 		rule{join("meta oiftype loopback", meta(unix.NFT_META_OIFTYPE, 0), compare(0, true, native16(linkLoopback)...)), accept()},
 		rule{itself, masquerade()},
-		rule{f.sourceIn(podRanges), tcp, f.ownPorts()},
+		rule{f.sourceIn(podRanges), tcp(), highDestination(false), f.ownPorts(false)},
+		rule{f.sourceIn(podRanges), tcp(), highDestination(true), f.ownPorts(true)},
 		rule{f.sourceIn(podRanges), accept()},
 		rule{f.dialledFirst(), flag("keep-source", flagKeepSource, false), masquerade()},
 		rule{sourceIsLocal(), masquerade()},
@@ -276,7 +277,7 @@ func (s *shape) afterwards(f family) {
 	// A client that is reset knows at once; ICMP is limited to a few a second for each client.
 	reset := reject("reject with tcp reset", unix.NFT_REJECT_TCP_RST, 0)
 	unreachable := reject("reject with icmpx port-unreachable", unix.NFT_REJECT_ICMPX_UNREACH, unix.NFT_REJECT_ICMPX_PORT_UNREACH)
-	s.add(f.chain("refuse"), rule{tcp, reset}, rule{unreachable})
+	s.add(f.chain("refuse"), rule{tcp(), reset}, rule{unreachable})
 	s.add(f.chain("unserved"),
 		rule{f.dialled(), join("internal class reject", compare32(atInternalClass, true, classReject)), goTo(f.chain("refuse"))},
 		rule{f.dialled(), join("external class reject", compare32(atExternalClass, true, classReject)), goTo(f.chain("refuse"))},
@@ -304,6 +305,7 @@ func (s *shape) hooks() {
 		}
 		s.chains = append(s.chains, c)
 	}
+	each("untracked", "filter", unix.NF_INET_PRE_ROUTING, rawPriority, "untracked")
 	each("prerouting", "nat", unix.NF_INET_PRE_ROUTING, dnatPriority, "services")
 	each("output", "nat", unix.NF_INET_LOCAL_OUT, dnatPriority, "services")
 	each("postrouting", "nat", unix.NF_INET_POST_ROUTING, snatPriority, "translated", translated)
@@ -319,8 +321,9 @@ func (s *shape) hooks() {
 		}
 	}
 	// What conntrack takes for invalid is not translated back, so a client would get an answer from somebody it does not know, and reset its connection.
+	// Errors by ICMP about what is not tracked are invalid, too, and must arrive: the path's MTU is learned from them.
 	s.chains = append(s.chains, chain{"forward", &hook{"filter", unix.NF_INET_FORWARD, filterPriority}, []rule{
-		{invalid(), drop()},
+		{invalid(), protocolIsNot("icmp", unix.IPPROTO_ICMP), protocolIsNot("ipv6-icmp", unix.IPPROTO_ICMPV6), drop()},
 	}})
 }
 

@@ -22,7 +22,7 @@ func TestSuite(t *testing.T) {
 	}
 	dptest.Run(t, dptest.Options{
 		New: func(*dptest.World) ([]dataplane.Proxier, error) {
-			p, err := New(Options{})
+			p, err := New(Options{Untracked: true})
 			return []dataplane.Proxier{p}, err
 		},
 		Check: func(_ context.Context, s *model.Snapshot) error {
@@ -34,7 +34,7 @@ func TestSuite(t *testing.T) {
 
 // asStranger has somebody else at the table in force.
 func asStranger(f func(*Proxier) error) error {
-	p, err := New(Options{})
+	p, err := New(Options{Untracked: true})
 	if err != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func (p *Proxier) differs(s *model.Snapshot) error {
 	if o.damage != "" {
 		return errors.New(o.damage)
 	}
-	if c := plan(o.state, nil, s); !c.none() {
+	if c := plan(o.state, nil, s, p.alone); !c.none() {
 		return fmt.Errorf("the kernel has something else: %+v", c)
 	}
 	return nil

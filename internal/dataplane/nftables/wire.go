@@ -180,8 +180,13 @@ func (s *socket) commit(batch []byte, last uint32) ([]complaint, error) {
 // ask sends one request and yields the bodies of the answers, without their struct nfgenmsg. A dump that was interrupted by a change is
 // asked for again by the caller: it gets errInterrupted.
 func (s *socket) ask(kind, flags uint16, body []byte, each func(kind uint16, body []byte) error) error {
+	return s.askAbout(unix.NFPROTO_INET, kind, flags, body, each)
+}
+
+// askAbout asks about tables of one family, or of all.
+func (s *socket) askAbout(family byte, kind, flags uint16, body []byte, each func(kind uint16, body []byte) error) error {
 	const number = 1
-	request := message(nil, kind, flags, number, body)
+	request := raw(nil, unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags, number, family, 0, body)
 	if err := unix.Sendto(s.fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("send: %w", err)
 	}

@@ -448,7 +448,7 @@ func TestOtherFirewall(t *testing.T) {
 	if err := n.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if after := strings.Join(node.dump(t), "\n"); !strings.Contains(after, "chain other FORWARD has 0 rules") || strings.Contains(after, tableName) {
+	if after := strings.Join(node.dump(t), "\n"); !strings.Contains(after, "chain other FORWARD has 0 rules") || strings.Contains(after, Table) {
 		t.Errorf("another's table was touched, or ours is left:\n%s", after)
 	}
 }

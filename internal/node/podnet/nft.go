@@ -37,6 +37,9 @@ import (
 //			ip saddr . ip daddr @hairpin4 snat ip to <node>         # a pod that reached itself through its host port
 //			ip saddr 127.0.0.0/8 oifname "edp*" snat ip to <node>   # the node, through 127.0.0.1
 //			ip saddr <pod range> ip daddr != @inside4 masquerade
+//			# what says that packets between pods were translated, for those whose ports do not say so may not be tracked
+//			ct status dnat tcp dport < 32768 ip saddr @inside4 fib saddr type != local snat ip to ip saddr:1024-32767
+//			ct status dnat tcp dport >= 32768 ip saddr @inside4 fib saddr type != local snat ip to ip saddr:32768-65535
 //		}
 //	}
 //
@@ -49,7 +52,7 @@ type familyTable struct {
 }
 
 func table() *nftables.Table {
-	return &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+	return &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}
 }
 
 func (k *kernel) nft() (*nftables.Conn, error) {
@@ -135,9 +138,14 @@ func (k *kernel) setTable(c config) error {
 		rule(postrouting, family(f.v4), f.load(true, reg0), f.load(false, f.after(0)), member(f.hairpin, false), snat(node))
 		rule(postrouting, linkIs(expr.MetaKeyOIFNAME), family(f.v4), within(from, true), snat(node))
 		rule(postrouting, family(f.v4), within(prefix, true), f.load(false, reg0), member(f.inside, true), []expr.Any{&expr.Masq{}})
+		translated := func(high bool) [][]expr.Any {
+			return [][]expr.Any{wasTranslated(), family(f.v4), tcpTo(high), f.load(true, reg0), member(f.inside, false), fromElsewhere(), f.ownPorts(high)}
+		}
+		rule(postrouting, translated(false)...)
+		rule(postrouting, translated(true)...)
 	}
 	if err := k.wrote(nft.Flush()); err != nil {
-		return fmt.Errorf("write nftables table %s: %w; the kernel needs nf_tables with nat and fib (Linux 5.13 or newer)", tableName, err)
+		return fmt.Errorf("write nftables table %s: %w; the kernel needs nf_tables with nat and fib (Linux 5.13 or newer)", Table, err)
 	}
 	return nil
 }
@@ -152,7 +160,7 @@ func (k *kernel) hasTable() (bool, error) {
 	if _, err := nft.GetSetByName(last.Table, last.Name); errors.Is(err, unix.ENOENT) {
 		return false, nil
 	} else if err != nil {
-		return false, fmt.Errorf("look for nftables table %s: %w", tableName, err)
+		return false, fmt.Errorf("look for nftables table %s: %w", Table, err)
 	}
 	return true, nil
 }
@@ -185,7 +193,7 @@ func (k *kernel) removeTable() error {
 	}
 	nft.DelTable(nft.AddTable(table()))
 	if err := k.wrote(nft.Flush()); err != nil {
-		return fmt.Errorf("remove nftables table %s: %w", tableName, err)
+		return fmt.Errorf("remove nftables table %s: %w", Table, err)
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ func (n *Network) restoreTable() error {
 	if err != nil || there {
 		return err
 	}
-	n.log.Warn("nftables table was removed, making it again", "table", tableName)
+	n.log.Warn("nftables table was removed, making it again", "table", Table)
 	if err := n.kernel.setTable(n.config); err != nil {
 		return err
 	}

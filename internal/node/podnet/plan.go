@@ -19,8 +19,8 @@ const (
 	linkPrefix = "edp"
 	// podLink is the interface in a pod.
 	podLink = "eth0"
-	// tableName is our nftables table, of family inet.
-	tableName = "endpointd-pods"
+	// Table is the name of our nftables table, of family inet.
+	Table = "endpointd-pods"
 	// unreachableMetric keeps the route that refuses unused addresses of the own range behind all others.
 	unreachableMetric = 4096
 )

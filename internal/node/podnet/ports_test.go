@@ -159,3 +159,52 @@ func TestLoopbackStaysClosed(t *testing.T) {
 		t.Errorf("error %v, want a timeout: the packet was to leave the pod and be dropped by the node", err)
 	}
 }
+
+// TestHostPortTellsItself: pods that come through a host port have source ports on the server's side of 32768, by which package nftables knows what was
+// translated; others' are their own.
+func TestHostPortTellsItself(t *testing.T) {
+	sw := newSwitch(t)
+	node1, n1 := newDual(t, sw, 1)
+	_, n2 := newDual(t, sw, 2)
+	for n, other := range map[*Network]Peer{n1: peer(2), n2: peer(1)} {
+		if err := n.SetPeers(t.Context(), []Peer{other}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	web, _ := newPod(t, n1, "web", HostPort{Port: 8080, ContainerPort: 80, Protocol: "TCP"}, HostPort{Port: 8081, ContainerPort: 40_000, Protocol: "TCP"})
+	neighbour, _ := newPod(t, n1, "neighbour")
+	far, _ := newPod(t, n2, "far")
+	for hostPort, port := range map[uint16]string{8080: ":80", 8081: ":40000"} {
+		var l net.Listener
+		web.do(t, func() (err error) {
+			l, err = net.Listen("tcp", port)
+			return err
+		})
+		for _, nodeAddr := range dual(1).NodeAddrs {
+			for _, client := range []*place{neighbour, far, node1} {
+				c, err := client.dial("tcp", addrPort(nodeAddr, hostPort))
+				if err != nil {
+					t.Fatal(err)
+				}
+				seen, err := l.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				own, there := netip.MustParseAddrPort(c.LocalAddr().String()), netip.MustParseAddrPort(seen.RemoteAddr().String())
+				if own.Addr().Unmap() != there.Addr().Unmap() && client != node1 {
+					t.Errorf("%s is seen as %s", own, there)
+				}
+				switch isHigh := there.Port() >= 32768; {
+				case client == node1 && there.Port() != own.Port():
+					t.Errorf("the node's port %d became %d", own.Port(), there.Port())
+				case client != node1 && isHigh != (hostPort == 8081):
+					t.Errorf("%s came to %s with port %d", client.name, port, there.Port())
+				}
+				_, _ = c.Close(), seen.Close()
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

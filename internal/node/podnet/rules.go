@@ -134,3 +134,50 @@ func snat(to netip.Addr) []expr.Any {
 		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: proto, RegAddrMin: unix.NFT_REG_1},
 	}
 }
+
+// wasTranslated matches connections that somebody led elsewhere.
+func wasTranslated() []expr.Any {
+	const dnat = 1 << 5 // IPS_DST_NAT
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: reg0},
+		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(dnat), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: make([]byte, 4)},
+	}
+}
+
+// tcpTo matches TCP to ports from 32768 on, or to those below.
+func tcpTo(high bool) []expr.Any {
+	op := expr.CmpOpEq
+	if high {
+		op = expr.CmpOpNeq
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 2, Mask: []byte{0x80, 0}, Xor: []byte{0, 0}},
+		&expr.Cmp{Op: op, Register: reg0, Data: []byte{0, 0}},
+	}
+}
+
+// fromElsewhere matches what this node itself did not send.
+func fromElsewhere() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: reg0, ResultADDRTYPE: true, FlagSADDR: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+	}
+}
+
+// ownPorts keeps the client's address and has its port be on the same side of 32768 as the server's, see package nftables.
+func (f familyTable) ownPorts(high bool) []expr.Any {
+	proto, lowest, highest := uint32(unix.NFPROTO_IPV6), []byte{0x04, 0}, []byte{0x7f, 0xff}
+	if f.v4 {
+		proto = unix.NFPROTO_IPV4
+	}
+	if high {
+		lowest, highest = []byte{0x80, 0}, []byte{0xff, 0xff}
+	}
+	return append(f.load(true, reg0),
+		&expr.Immediate{Register: f.after(0), Data: lowest}, &expr.Immediate{Register: f.after(1), Data: highest},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: proto, RegAddrMin: reg0, RegProtoMin: f.after(0), RegProtoMax: f.after(1), Specified: true})
+}

@@ -110,16 +110,18 @@ func (t *Traffic) settleNetwork() bool {
 	if len(n.PodCIDRs) == 0 {
 		n.PodCIDRs = own.podCIDRs
 	}
+	n.NodePodCIDRs = slices.Clone(n.PodCIDRs)
+	for _, m := range t.members {
+		n.NodePodCIDRs = append(n.NodePodCIDRs, m.podCIDRs...)
+	}
 	if len(n.ClusterCIDRs) == 0 {
-		n.ClusterCIDRs = slices.Clone(n.PodCIDRs)
-		for _, m := range t.members {
-			n.ClusterCIDRs = append(n.ClusterCIDRs, m.podCIDRs...)
-		}
+		n.ClusterCIDRs = n.NodePodCIDRs
 	}
 	for _, r := range t.ranges.List() {
 		n.ServiceCIDRs = append(n.ServiceCIDRs, prefixes(r.Spec.CIDRs)...)
 	}
-	n.PodCIDRs, n.ClusterCIDRs, n.ServiceCIDRs = inOrder(n.PodCIDRs), inOrder(n.ClusterCIDRs), inOrder(n.ServiceCIDRs)
+	n.PodCIDRs, n.ClusterCIDRs = inOrder(n.PodCIDRs), inOrder(n.ClusterCIDRs)
+	n.NodePodCIDRs, n.ServiceCIDRs = inOrder(n.NodePodCIDRs), inOrder(n.ServiceCIDRs)
 	t.in = t.in.WithNetwork(n)
 	return true
 }
