@@ -128,14 +128,26 @@ func (t *Traffic) mentioned(uid string, is func(mention) bool) bool {
 	return false
 }
 
-// Drain returns when new connections are led to a pod of this node no more, from any node: the API's slices say so, and this node and its peers have
-// that in force. It ends with ctx. What this node itself does about the pod is said with Down.
+// accepted is how long a program gets to accept the last connections that were led to it. Most programs close their listening socket when they are told
+// to stop, and the kernel resets what waits there.
+const accepted = 100 * time.Millisecond
+
+// Drain returns when new connections are led to a pod of this node no more, from any node, and the last of them had time to be accepted: the API's slices
+// say so, and this node and its peers have that in force. It ends with ctx. What this node itself does about the pod is said with Down.
 func (t *Traffic) Drain(ctx context.Context, uid string) {
 	version, ok := t.awaitLeft(ctx, uid)
-	if !ok || t.Acknowledged(ctx, version) != nil || t.o.Peers == nil || version == 0 {
+	if !ok || version == 0 || t.Acknowledged(ctx, version) != nil {
 		return
 	}
-	t.o.Peers(ctx, version)
+	if t.o.Peers != nil {
+		t.o.Peers(ctx, version)
+	}
+	timer := time.NewTimer(accepted)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // awaitLeft waits until no slice leads to the pod, and returns the resourceVersion from which on that is so; 0 = no slice names it.

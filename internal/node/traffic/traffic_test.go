@@ -382,8 +382,13 @@ func TestDrainEndsWhenEverybodyHasIt(t *testing.T) {
 		}
 		left := w.slice(pod("a", "10.244.1.2", "n", true, true), ready("b", "10.244.1.3"))
 		w.slice(pod("a", "10.244.1.2", "n", true, true), ready("b", "10.244.1.3"), ready("c", "10.244.1.4"))
+		asked := <-w.peers
+		since := time.Now()
 		<-drained
-		if asked := <-w.peers; asked != version(t, left) {
+		if took := time.Since(since); took != 100*time.Millisecond {
+			t.Errorf("the program got %v to accept the last connections", took)
+		}
+		if asked != version(t, left) {
 			t.Errorf("peers were asked about version %d, want that of the slice that said so first, %d", asked, version(t, left))
 		}
 		w.traffic.Drain(t.Context(), "nobody") // returns
