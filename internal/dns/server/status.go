@@ -32,10 +32,12 @@ func (s *Server) Status() Status {
 		Unresolved: s.sum(func(c *counters) *atomic.Uint64 { return &c.unresolved }),
 		Unsent:     s.sum(func(c *counters) *atomic.Uint64 { return &c.unsent }),
 	}
-	for t := range transportNames() {
-		for q := range typeNames() {
-			for r := range rcodeNames() {
-				st.Responses += s.sum(func(c *counters) *atomic.Uint64 { return &c.replies[t][q][r] })
+	for _, c := range s.shards {
+		for t := range c.replies {
+			for q := range c.replies[t] {
+				for r := range c.replies[t][q] {
+					st.Responses += c.replies[t][q][r].Load()
+				}
 			}
 		}
 	}
