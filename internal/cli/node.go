@@ -50,7 +50,8 @@ The kubeconfig comes from the server's machine:
   endpointd kubeconfig --node NAME --address ADDRESS --server https://SERVER:6443 --out node.kubeconfig
 
 Services are reachable from this machine and its pods: nftables leads connections to endpoints that are up, and where the kernel
-allows it, eBPF does so for clients on this machine without NAT. What was led is led on while no agent runs.
+allows it, eBPF does so for clients on this machine without NAT. What was led is led on while no agent runs. What its DNS server
+is asked meanwhile is answered by the next one, if systemd or endpointd up started it.
 
 When the node is registered, its pods are known and Services are led, one line on standard output says so:
 
