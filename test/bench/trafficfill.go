@@ -76,6 +76,14 @@ func prepareTraffic(ctx context.Context, client kubernetes.Interface, endpoints 
 	if _, err = client.CoreV1().Nodes().UpdateStatus(ctx, node, metav1.UpdateOptions{}); err != nil {
 		return nil, err
 	}
+	// The endpoints are pods, so their range is a node's, too.
+	elsewhere := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: trafficNode + "-endpoints"},
+		Spec:       corev1.NodeSpec{PodCIDR: endpointRange.String(), PodCIDRs: []string{endpointRange.String()}},
+	}
+	if _, err = client.CoreV1().Nodes().Create(ctx, elsewhere, metav1.CreateOptions{}); err != nil {
+		return nil, err
+	}
 	f := &filler{client: client, made: shape{0, endpoints}}
 	if _, err := f.service(ctx, "target", targetService(), httpPort, targetEndpoint().Addr()); err != nil {
 		return nil, err
