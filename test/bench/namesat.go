@@ -307,7 +307,7 @@ func (b *bench) namesChanges(ctx context.Context, dir, upstream string, services
 			if err != nil {
 				return err
 			}
-			if err = pause(ctx, b.settle); err == nil {
+			if err = pause(ctx, 2*time.Second); err == nil {
 				var of []float64
 				of, err = b.namesFlipped(ctx, s)
 				took[name] = append(took[name], of...)
