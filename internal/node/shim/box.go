@@ -229,13 +229,19 @@ type watcher struct {
 	pending []container.Status // guarded by pod.mu
 }
 
-// publish writes the container's file and tells the watchers.
+// publish tells the watchers, who may have to act at once, and writes the container's file.
 func (p *pod) publish(status container.Status) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.saving.Lock()
+	defer p.saving.Unlock()
+	p.tell(status)
 	if err := saveStatus(status); err != nil {
 		fmt.Fprintln(os.Stderr, "container", status.Name, "keep its state:", err) // those who watch know it all the same
 	}
+}
+
+func (p *pod) tell(status container.Status) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for w := range p.watchers {
 		w.pending = append(w.pending, status)
 		select {

@@ -35,6 +35,8 @@ type pod struct {
 	reaping  sync.Mutex                     // held while a child is started and while children are reaped
 	children map[int]chan<- unix.WaitStatus // PID → who waits
 
+	saving sync.Mutex // held while a change is told and written, so that the file says what was told last
+
 	mu         sync.Mutex      // guards what follows
 	containers map[string]*box // name → the last attempt
 	watchers   map[*watcher]struct{}
