@@ -10,7 +10,9 @@ import (
 // TestWhoMayTransfer: those who were named, who may ask, too; not the nodes and pods, which ask for all else.
 func TestWhoMayTransfer(t *testing.T) {
 	named := netip.MustParsePrefix("192.0.2.0/24")
-	n := namesOf(t, func(o *namesOptions) { o.Transfers, o.Clients = []netip.Prefix{named}, []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")} })
+	n := namesOf(t, func(o *namesOptions) {
+		o.Transfers, o.Clients = []netip.Prefix{named}, []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+	})
 	n.set(snapshotOf(t, webAndPeers))
 	for _, c := range []struct {
 		client        string
