@@ -153,12 +153,19 @@ func TestPodInANewNamespace(t *testing.T) {
 	}
 }
 
-func TestRestartKeepsObjectsAndClients(t *testing.T) {
+// restartable are the options of a server that has the same port after a restart.
+func restartable(t *testing.T) ServerOptions {
+	t.Helper()
 	o := serverOptions(filepath.Join(t.TempDir(), "data"))
 	free, err := net.Listen("tcp", o.Listen)
 	check(t, err)
 	o.Listen = free.Addr().String()
 	check(t, free.Close())
+	return o
+}
+
+func TestRestartKeepsObjectsAndClients(t *testing.T) {
+	o := restartable(t)
 
 	first := run(t, o)
 	namespace(t, first.client, "kept")

@@ -64,11 +64,7 @@ func headlessSlice(service string, addrs ...string) *discoveryv1.EndpointSlice {
 
 // A DNS server alone says what it does not know yet, answers when it does, and ends when it is told to.
 func TestDNSAlone(t *testing.T) {
-	o := serverOptions(filepath.Join(t.TempDir(), "data"))
-	free, err := net.Listen("tcp", o.Listen)
-	check(t, err)
-	o.Listen = free.Addr().String()
-	check(t, free.Close())
+	o := restartable(t)
 	first := run(t, o)
 	check(t, first.stop()) // the kubeconfig is there, and the API is not
 
@@ -129,7 +125,7 @@ func TestDNSAlone(t *testing.T) {
 	playNames(t, second.client)
 	awaitName("web.names.svc.cluster.local.", "NOERROR 10.96.0.77")
 	// Now it knows peers, too, which was made before: its endpoints are a change.
-	_, err = second.client.DiscoveryV1().EndpointSlices("names").Create(t.Context(), headlessSlice("peers", "10.244.1.9", "10.244.2.9"), metav1.CreateOptions{})
+	_, err := second.client.DiscoveryV1().EndpointSlices("names").Create(t.Context(), headlessSlice("peers", "10.244.1.9", "10.244.2.9"), metav1.CreateOptions{})
 	check(t, err)
 	awaitName("peers.names.svc.cluster.local.", "NOERROR 10.244.1.9 10.244.2.9")
 	awaitName("none.names.svc.cluster.local.", "NXDOMAIN")

@@ -30,18 +30,18 @@ reason why not. It is the newest that the agent knows; --applied prints what is 
 		Args:    cobra.NoArgs,
 	}
 	snapshot.Flags().BoolVar(&applied, "applied", false, "what is in force")
-	debugRun(snapshot, streams, func() string {
+	debugRun(snapshot, streams, func() app.DebugOptions {
 		if applied {
-			return "snapshot?applied"
+			return app.DebugOptions{What: "snapshot?applied"}
 		}
-		return "snapshot"
+		return app.DebugOptions{What: "snapshot"}
 	})
 	status := &cobra.Command{
 		Use:   "status",
 		Short: "Print how the data plane and the DNS server of this node are, as JSON",
 		Args:  cobra.NoArgs,
 	}
-	debugRun(status, streams, func() string { return "status" })
+	debugRun(status, streams, func() app.DebugOptions { return app.DebugOptions{What: "status"} })
 	cmd.AddCommand(snapshot, status, newDebugQueries(streams))
 	return cmd
 }
@@ -81,7 +81,7 @@ too many, or come faster than they are read, are left out, and their number is s
 	flags.StringSliceVar(&clients, "client", nil, "`addresses` or ranges of the clients to show (default: all)")
 	flags.IntVar(&rate, "rate", 100, "lines a second at the most")
 	flags.DurationVar(&length, "for", 0, "how long; 0 is until Ctrl-C")
-	debugRun(cmd, streams, func() string {
+	debugRun(cmd, streams, func() app.DebugOptions {
 		q := url.Values{"rate": {strconv.Itoa(rate)}, "for": {length.String()}}
 		for _, r := range ranges {
 			q.Add("client", r.String())
@@ -89,23 +89,25 @@ too many, or come faster than they are read, are left out, and their number is s
 		if name != "" {
 			q.Set("name", name)
 		}
-		return "queries?" + q.Encode()
+		return app.DebugOptions{What: "queries?" + q.Encode(), Follow: true}
 	})
 	return cmd
 }
 
-// debugRun has the command ask an agent.
-func debugRun(cmd *cobra.Command, streams IO, what func() string) {
+// debugRun has the command ask an agent what the options say, whose agent is the flags'.
+func debugRun(cmd *cobra.Command, streams IO, options func() app.DebugOptions) {
 	var folder, node string
 	cmd.Flags().StringVar(&folder, "data-dir", dataDir(), "folder of endpointd up, or of endpointd node")
 	cmd.Flags().StringVar(&node, "node", "", "`name` of a node of endpointd up; not needed if there is one")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		dir, err := filepath.Abs(folder)
-		if err != nil {
+		o := options()
+		o.Node = node
+		var err error
+		if o.DataDir, err = filepath.Abs(folder); err != nil {
 			return err
 		}
 		ctx, stop := signalContext(cmd)
 		defer stop()
-		return app.Debug(ctx, app.DebugOptions{DataDir: dir, Node: node, What: what(), Follow: cmd.Name() == "queries"}, streams.Out)
+		return app.Debug(ctx, o, streams.Out)
 	}
 }

@@ -14,9 +14,9 @@ import (
 )
 
 // Connections between pods that nobody translates need no conntrack, whose table can be full, and which costs them some of their rate: where eBPF leads
-// the pods' sockets, that is nearly all. What is translated must be tracked both ways, and its answers go from pod to pod, too. They are told apart by their ports: a client takes one
-// from 32768 on and servers have lower ones, while all that is translated between pods has both below, or both not: see [family.ownPorts], and package
-// podnet for host ports.
+// the pods' sockets, that is nearly all. What is translated must be tracked both ways, and its answers go from pod to pod, too. They are told apart by
+// their ports: a client takes one from 32768 on and servers have lower ones, while all that is translated between pods has both below, or both not:
+// see [family.ownPorts], and package podnet for host ports.
 
 const rawPriority = -300 // before conntrack, at -200
 

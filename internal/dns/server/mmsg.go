@@ -19,8 +19,8 @@ const (
 // A sender calls sendmmsg(2). Tests have one that sends less.
 type sender func(fd uintptr, messages []unix.Mmsghdr) (sent int, errno syscall.Errno)
 
-// A batch reads and writes many packets by one system call, or one by one that costs less. All that the kernel is pointed at lies in it, so nothing is allocated. It belongs to
-// one goroutine.
+// A batch reads and writes many packets by one system call, and a single one by a call for one, which costs less. All that the kernel is pointed at lies
+// in it, so nothing is allocated. It belongs to one goroutine.
 type batch struct {
 	raw      syscall.RawConn
 	pktinfo  bool // the socket listens on all addresses, and tells which one a packet came to
